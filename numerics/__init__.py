@@ -1,0 +1,41 @@
+"""Function transformations and formats for low-precision arithmetic."""
+
+from numerics.formats import bfloat16
+from numerics.formats import float4_e2m1fn
+from numerics.formats import float6_e2m3fn
+from numerics.formats import float6_e3m2fn
+from numerics.formats import float8_e3m4
+from numerics.formats import float8_e4m3
+from numerics.formats import float8_e4m3b11fnuz
+from numerics.formats import float8_e4m3fn
+from numerics.formats import float8_e4m3fnuz
+from numerics.formats import float8_e5m2
+from numerics.formats import float8_e5m2fnuz
+from numerics.formats import float16
+from numerics.formats import Format
+from numerics.formats import tfloat32
+from numerics.rounding import round_to
+from numerics.rounding import ulp
+from numerics.scaling import absmax_scale
+from numerics.scaling import fake_quantize
+
+__all__ = [
+  'Format',
+  'absmax_scale',
+  'bfloat16',
+  'fake_quantize',
+  'float4_e2m1fn',
+  'float6_e2m3fn',
+  'float6_e3m2fn',
+  'float8_e3m4',
+  'float8_e4m3',
+  'float8_e4m3b11fnuz',
+  'float8_e4m3fn',
+  'float8_e4m3fnuz',
+  'float8_e5m2',
+  'float8_e5m2fnuz',
+  'float16',
+  'round_to',
+  'tfloat32',
+  'ulp',
+]
