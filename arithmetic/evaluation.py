@@ -1,0 +1,46 @@
+"""Whether answers are right, whole."""
+
+import jax
+import jax.numpy as jnp
+
+from arithmetic.layouts import Batch
+
+
+def answer_loss(
+  logits: jax.Array, batch: Batch, weight: jax.Array | None = None
+):
+  """Mean cross-entropy of the answer's tokens, the end mark among them.
+
+  Args:
+    logits: f32[batch, length - 1, vocabulary], for tokens 1 to length - 1.
+    batch: The lines; only answer tokens count.
+    weight: f32[batch], 1 by default; a line of weight 0 does not count.
+
+  Returns:
+    A scalar, in nats a token.
+  """
+  targets = batch.tokens[:, 1:]
+  weights = batch.answer[:, 1:].astype(jnp.float32)
+  if weight is not None:
+    weights = weights * weight.astype(jnp.float32)[:, None]
+  log_probs = jax.nn.log_softmax(logits)
+  picked = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
+  return -jnp.sum(picked * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+
+
+def exact_match(logits: jax.Array, batch: Batch) -> jax.Array:
+  """Whether each answer is right in every token, up to and with the end mark.
+
+  One forward pass over the true line decides what greedy decoding would
+  write: decoding reproduces the answer exactly when, at every answer
+  position, the most likely next token after the true prefix is the true one.
+
+  Args:
+    logits: f32[batch, length - 1, vocabulary], for tokens 1 to length - 1.
+    batch: The true lines.
+
+  Returns:
+    bool[batch].
+  """
+  right = jnp.argmax(logits, axis=-1) == batch.tokens[:, 1:]
+  return jnp.all(right | ~batch.answer[:, 1:], axis=-1)

@@ -1,0 +1,185 @@
+"""Training, decoding and scoring: laws that tie them together."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from arithmetic import decoding
+from arithmetic import evaluation
+from arithmetic import layouts
+from arithmetic import population
+from arithmetic import tasks
+from arithmetic import tokenizers
+from arithmetic import training
+from arithmetic import transformer
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _optax_promotes():
+  """optax's Adam raises a float to an integer power."""
+  with jax.numpy_dtype_promotion('standard'):
+    yield
+
+
+TASK = tasks.maximum
+TOKENIZER = tokenizers.DigitTokenizer(TASK.symbol)
+LAYOUT = layouts.Layout()
+LENGTH = LAYOUT.length(TASK, 2)
+CONFIG = transformer.Config(
+  vocabulary_size=TOKENIZER.vocabulary_size,
+  max_length=LENGTH,
+  layers=1,
+  heads=2,
+  width=32,
+)
+OPTIMIZER = optax.adam(5e-3)
+
+
+def draw(key, rows=64):
+  operands = TASK.sample(key, rows, level_weights=(0, 1))
+  return LAYOUT.write(TASK, operands, tokenizer=TOKENIZER, level=2)
+
+
+def logits_of(params, tokens):
+  return transformer.apply(params, tokens, config=CONFIG)
+
+
+def loss_fn(params, batch):
+  return evaluation.answer_loss(logits_of(params, batch.tokens[:, :-1]), batch)
+
+
+TRAIN = functools.partial(
+  training.train, loss_fn=loss_fn, draw=draw, optimizer=OPTIMIZER
+)
+
+
+def begin(key):
+  params = transformer.init(jax.random.fold_in(key, 0), CONFIG)
+  return training.start(params, OPTIMIZER, jax.random.fold_in(key, 1))
+
+
+@pytest.fixture(scope='module')
+def trained():
+  return jax.jit(functools.partial(TRAIN, num_steps=250))(
+    begin(jax.random.key(0))
+  )
+
+
+def test_training_learns(trained):
+  _, losses = trained
+  assert float(losses[:10].mean()) > 1.5
+  assert float(losses[-10:].mean()) < 0.5
+
+
+def test_one_pass_scoring_equals_greedy_decoding(trained):
+  params = trained[0].params
+  batch = draw(jax.random.key(99), 300)
+  logits = logits_of(params, batch.tokens[:, :-1])
+  scored = evaluation.exact_match(logits, batch)
+  written = decoding.greedy(
+    functools.partial(logits_of, params),
+    jnp.where(batch.answer, 0, batch.tokens),
+    jnp.argmax(batch.answer, axis=-1),
+  )
+  decoded = jnp.all((written == batch.tokens) | ~batch.answer, axis=-1)
+  np.testing.assert_array_equal(scored, decoded)
+  assert 0 < int(scored.sum()) < 300  # Both kinds of answer were compared.
+
+
+def test_decoding_does_not_read_the_answer(trained):
+  params = trained[0].params
+  batch = draw(jax.random.key(7), 50)
+  start = jnp.argmax(batch.answer, axis=-1)
+  fn = functools.partial(logits_of, params)
+  np.testing.assert_array_equal(
+    decoding.greedy(fn, batch.tokens, start),
+    decoding.greedy(fn, jnp.where(batch.answer, 3, batch.tokens), start),
+  )
+
+
+def test_interrupted_training_is_training_bit_for_bit():
+  run = jax.jit(TRAIN, static_argnames='num_steps')
+  first = begin(jax.random.key(1))
+  whole, losses = run(first, num_steps=6)
+  half, early = run(first, num_steps=3)
+  # What a checkpoint does: leave the device and come back.
+  data = jax.tree.map(
+    np.asarray, half._replace(key=jax.random.key_data(half.key))
+  )
+  back = jax.tree.map(jnp.asarray, data)
+  back = back._replace(key=jax.random.wrap_key_data(back.key))
+  rest, late = run(back, num_steps=3)
+  jax.tree.map(np.testing.assert_array_equal, whole.params, rest.params)
+  np.testing.assert_array_equal(losses, jnp.concatenate([early, late]))
+
+
+@pytest.mark.parametrize('how', ['vmap', 'map'])
+def test_a_population_is_its_members(how):
+  keys = jax.random.split(jax.random.key(2), 3)
+  run = functools.partial(TRAIN, num_steps=4)
+  together = population.population(lambda k: run(begin(k)), how)
+  states, losses = jax.jit(together)(keys)
+  assert losses.shape == (3, 4)
+  for i, key in enumerate(keys):
+    alone, loss = jax.jit(run)(begin(key))
+    np.testing.assert_allclose(losses[i], loss, rtol=1e-4)
+    jax.tree.map(
+      lambda x, y, i=i: np.testing.assert_allclose(x[i], y, atol=2e-3),
+      states.params,
+      alone.params,
+    )
+
+
+def test_population_refuses_other_ways():
+  with pytest.raises(ValueError, match="got 'pmap'"):
+    population.population(jnp.sin, 'pmap')  # pyrefly: ignore[bad-argument-type]
+
+
+def _score(text, line):
+  """exact_match for a model that writes `text` whatever it reads."""
+  tokens = jnp.asarray([TOKENIZER.encode(line)])
+  end = line.index('$')
+  place = jnp.arange(len(line))
+  is_answer = (place > line.index('=')) & (place <= end)
+  batch = layouts.Batch(tokens, is_answer[None])
+  said = jax.nn.one_hot(
+    jnp.asarray([TOKENIZER.encode(text)[1:]]), TOKENIZER.vocabulary_size
+  )
+  return bool(evaluation.exact_match(said, batch)[0])
+
+
+def test_exact_match_wants_the_end_mark_and_nothing_else():
+  line = '>12,34=43$ '
+  assert _score('>12,34=43$ ', line)
+  assert _score('>00,00=43$9', line)  # The prompt and the rest do not count.
+  assert not _score('>12,34=4399', line)
+  assert not _score('>12,34=44$ ', line)
+
+
+def test_answer_loss_by_hand():
+  batch = layouts.Batch(
+    jnp.asarray([[4, 1, 2, 0], [4, 3, 0, 0]]),
+    jnp.asarray([[0, 1, 1, 0], [0, 1, 0, 0]], bool),
+  )
+  logits = jax.random.normal(jax.random.key(0), (2, 3, 5))
+  p = np.log(
+    np.exp(np.asarray(logits, np.float64))
+    / np.exp(np.asarray(logits, np.float64)).sum(-1, keepdims=True)
+  )
+  np.testing.assert_allclose(
+    evaluation.answer_loss(logits, batch),
+    -(p[0, 0, 1] + p[0, 1, 2] + p[1, 0, 3]) / 3,
+    rtol=1e-5,
+  )
+  np.testing.assert_allclose(
+    evaluation.answer_loss(logits, batch, jnp.asarray([0.0, 1.0])),
+    -p[1, 0, 3],
+    rtol=1e-5,
+  )
+  np.testing.assert_array_equal(
+    evaluation.answer_loss(logits, batch, jnp.zeros(2)), 0.0
+  )

@@ -1,0 +1,192 @@
+"""Every task against Python's integers, and the laws of sampling."""
+
+import fractions
+import math
+
+import hypothesis
+from hypothesis import strategies as st
+import jax
+import numpy as np
+import pytest
+
+from arithmetic import tasks
+from arithmetic.tasks import digitwise
+
+# Slow, literal answers, written apart from the tasks' own oracles.
+LITERAL = {
+  'addition': lambda a, b: int(a) + int(b),
+  'subtraction': lambda a, b: int(a) - int(b),
+  'modular_subtraction': lambda a, b: (
+    (int(a) + 10 ** len(a) - int(b)) if int(a) < int(b) else int(a) - int(b)
+  ),
+  'multiplication': lambda a, b: sum(int(a) for _ in range(int(b))),
+  'division': lambda a, b: math.floor(fractions.Fraction(int(a), int(b))),
+  'remainder': lambda a, b: int(a) - int(a) // int(b) * int(b),
+  'successor': lambda a: int(a) - -1,
+  'maximum': lambda a, b: a if int(a) >= int(b) else b,
+  'minimum': lambda a, b: b if int(a) >= int(b) else a,
+  'comparison': lambda a, b: (
+    [int(a) < int(b), int(a) == int(b)].index(True) if int(a) <= int(b) else 2
+  ),
+  'carryless_addition': lambda a, b: ''.join(
+    str(int(x) + int(y))[-1] for x, y in zip(a, b, strict=True)
+  ),
+  'carryless_subtraction': lambda a, b: ''.join(
+    str(10 + int(x) - int(y))[-1] for x, y in zip(a, b, strict=True)
+  ),
+  'digitwise_maximum': lambda a, b: ''.join(map(max, a, b)),
+  'sorting': lambda a: ''.join(d * a.count(d) for d in '0123456789'),
+  'sorting_descending': lambda a: ''.join(d * a.count(d) for d in '9876543210'),
+  'reversing': lambda a: ''.join(a[-1 - i] for i in range(len(a))),
+  'rotating': lambda a: a[1:] + a[0],
+  'copying': lambda a: a,
+  'digit_sum': lambda a: sum(ord(d) - ord('0') for d in a),
+  'counting': lambda a, b: len([d for d in a if d == b]),
+  'parity': lambda a: len([d for d in a if d in '13579']) % 2,
+}
+
+
+def test_every_task_has_a_literal_answer():
+  assert LITERAL.keys() == tasks.ALL.keys()
+
+
+def test_names_and_symbols_are_unique():
+  symbols = [task.symbol for task in tasks.ALL.values()]
+  assert len(set(symbols)) == len(symbols) == 21
+  assert all(name == task.name for name, task in tasks.ALL.items())
+
+
+@pytest.mark.parametrize('name', tasks.ALL)
+@pytest.mark.parametrize('weights', [(1.0,), (0.2, 0.3, 0.5), (0,) * 9 + (1,)])
+def test_device_and_oracle_agree_with_python(name, weights):
+  task = tasks.get(name)
+  operands = task.sample(jax.random.key(1), 400, level_weights=weights)
+  answers = tasks.to_strings(task.compute(operands))
+  written = list(zip(*map(tasks.to_strings, operands), strict=True))
+  assert len(set(written)) > 8
+  for problem, answer in zip(written, answers, strict=True):
+    assert task.solve(problem) == answer, problem
+    assert answer == str(LITERAL[name](*problem)), problem
+    assert len(answer) <= task.answer_width(len(weights))
+
+
+@pytest.mark.parametrize('name', ['addition', 'subtraction', 'maximum'])
+@hypothesis.settings(max_examples=40)
+@hypothesis.given(a=st.integers(0, 10**30), b=st.integers(0, 10**30))
+def test_numbers_longer_than_machine_integers(name, a, b):
+  a, b = max(a, b), min(a, b)
+  operands = tuple(tasks.from_strings([str(x)], width=32) for x in (a, b))
+  task = tasks.get(name)
+  (answer,) = tasks.to_strings(task.compute(operands))
+  assert answer == task.solve((str(a), str(b)))
+
+
+@hypothesis.settings(max_examples=40)
+@hypothesis.given(
+  a=st.integers(0, 10**20), b=st.integers(0, 10**12), d=st.integers(1, 9)
+)
+def test_long_multiplication_and_division(a, b, d):
+  x, y, z = (tasks.from_strings([str(v)], width=21) for v in (a, b, d))
+  product = tasks.multiplication.compute((x, y))
+  assert tasks.to_strings(product) == [str(a * b)]
+  assert tasks.to_strings(tasks.division.compute((x, z))) == [str(a // d)]
+  assert tasks.to_strings(tasks.remainder.compute((x, z))) == [str(a % d)]
+
+
+def test_every_one_digit_sum():
+  pairs = [(a, b) for a in '0123456789' for b in '0123456789']
+  a, b = (tasks.from_strings(x) for x in zip(*pairs, strict=True))
+  sums = tasks.to_strings(tasks.addition.compute((a, b)))
+  assert sums == [str(int(x) + int(y)) for x, y in pairs]
+
+
+def test_levels_follow_their_weights():
+  a, b = tasks.addition.sample(
+    jax.random.key(0), 20_000, level_weights=(1, 0, 3)
+  )
+  np.testing.assert_array_equal(a.length, b.length)
+  share = np.bincount(np.asarray(a.length), minlength=4) / 20_000
+  np.testing.assert_allclose(share, [0, 0.25, 0, 0.75], atol=0.015)
+
+
+def test_numbers_do_not_start_with_zero_and_are_uniform():
+  a, _ = tasks.addition.sample(jax.random.key(0), 90_000, level_weights=(0, 1))
+  numbers = np.asarray([int(x) for x in tasks.to_strings(a)])
+  counts = np.bincount(numbers, minlength=100)
+  assert counts[:10].sum() == 0
+  # 90 equally likely numbers, 1000 each: five standard deviations.
+  assert np.abs(counts[10:] - 1000).max() < 5 * np.sqrt(1000)
+
+
+def test_domain():
+  a, b = tasks.subtraction.sample(
+    jax.random.key(0), 500, level_weights=(1, 1, 1)
+  )
+  assert all(
+    int(x) >= int(y)
+    for x, y in zip(tasks.to_strings(a), tasks.to_strings(b), strict=True)
+  )
+  _, d = tasks.division.sample(jax.random.key(0), 500, level_weights=(1, 1))
+  assert set(tasks.to_strings(d)) == set('123456789')
+
+
+def test_sampling_is_a_function_of_the_key():
+  draw = jax.jit(lambda key: tasks.sorting.sample(key, 9, level_weights=(0, 1)))
+  one, same = draw(jax.random.key(3)), draw(jax.random.key(3))
+  other = draw(jax.random.key(4))
+  np.testing.assert_array_equal(one[0].values, same[0].values)
+  assert (np.asarray(one[0].values) != np.asarray(other[0].values)).any()
+
+
+def test_splits_are_disjoint_complete_and_of_the_stated_size():
+  operands = tasks.addition.sample(
+    jax.random.key(0), 20_000, level_weights=(0, 0, 1)
+  )
+  member = np.stack([tasks.split_of(operands, s) for s in tasks.SPLITS])
+  np.testing.assert_array_equal(member.sum(axis=0), 1)
+  shares = dict(zip(tasks.SPLITS, member.mean(axis=1), strict=True))
+  assert shares == pytest.approx(
+    {'validation': 1 / 16, 'test': 1 / 16, 'train': 7 / 8}, abs=0.01
+  )
+
+
+@pytest.mark.parametrize('task', tasks.ALL.values(), ids=tasks.ALL)
+def test_a_problem_keeps_its_split_whatever_array_carries_it(task):
+  operands = task.sample(jax.random.key(5), 200, level_weights=(1, 1))
+  wider = tuple(
+    tasks.Digits(digitwise.pad(x.values, 7), x.length) for x in operands
+  )
+  for split in tasks.SPLITS:
+    np.testing.assert_array_equal(
+      tasks.split_of(operands, split), tasks.split_of(wider, split)
+    )
+
+
+def test_splits_of_small_spaces_are_not_empty():
+  pairs = [(a, b) for a in '0123456789' for b in '0123456789']
+  operands = tuple(tasks.from_strings(x) for x in zip(*pairs, strict=True))
+  for split in tasks.SPLITS:
+    assert int(tasks.split_of(operands, split).sum()) > 0
+
+
+def test_strings_round_trip():
+  strings = ['0', '007', '12345']
+  assert tasks.to_strings(tasks.from_strings(strings)) == strings
+  with pytest.raises(ValueError, match="'1a'"):
+    tasks.from_strings(['1a'])
+  with pytest.raises(ValueError, match="at most 2 decimal digits, got '123'"):
+    tasks.from_strings(['123'], width=2)
+
+
+@pytest.mark.parametrize('weights', [(), (1, 0), (-1, 2), ((1, 2),)])
+def test_bad_level_weights(weights):
+  with pytest.raises(ValueError, match='level'):
+    tasks.addition.sample(jax.random.key(0), 2, level_weights=weights)
+
+
+def test_unknown_task_and_split():
+  with pytest.raises(KeyError, match="did you mean 'addition'"):
+    tasks.get('adition')
+  operands = tasks.copying.sample(jax.random.key(0), 2, level_weights=(1,))
+  with pytest.raises(KeyError, match='train'):
+    tasks.split_of(operands, 'dev')
