@@ -1,0 +1,34 @@
+"""Model merging as pure functions of pytrees."""
+
+from merging import tree as tree
+from merging.combine.mean import disjoint_mean as disjoint_mean
+from merging.combine.mean import mean as mean
+from merging.combine.mean import total as total
+from merging.combine.mean import weighted_mean as weighted_mean
+from merging.combine.sign import elect_sign as elect_sign
+from merging.deltas.drop import drop_and_rescale as drop_and_rescale
+from merging.deltas.scale import scale as scale
+from merging.deltas.scale import weigh as weigh
+from merging.deltas.trim import trim as trim
+from merging.drivers import merge as merge
+from merging.recipes import analogy as analogy
+from merging.recipes import average as average
+from merging.recipes import dare as dare
+from merging.recipes import dare_ties as dare_ties
+from merging.recipes import negate as negate
+from merging.recipes import task_arithmetic as task_arithmetic
+from merging.recipes import ties as ties
+from merging.recipes import weighted_average as weighted_average
+from merging.references import citations as citations
+from merging.transform import bind as bind
+from merging.transform import chain as chain
+from merging.transform import combine_deltas as combine_deltas
+from merging.transform import identity as identity
+from merging.transform import Leaf as Leaf
+from merging.transform import LeafSpec as LeafSpec
+from merging.transform import map_deltas as map_deltas
+from merging.transform import masked as masked
+from merging.transform import MergeTransform as MergeTransform
+from merging.transform import Observer as Observer
+from merging.transform import partition as partition
+from merging.transform import stateless as stateless

@@ -1,0 +1,166 @@
+"""The compiled programs of one leaf, which all drivers share.
+
+That a merge gives the same bits in memory, leaf by leaf and inside a caller's
+`jit` rests on this: all of them run these programs. They are compiled for the
+functions of a transform, the route and the shapes; hyper-parameters, the place
+of the leaf and what observers found are arguments.
+"""
+
+from collections.abc import Callable
+from collections.abc import Hashable
+from collections.abc import Mapping
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from merging import transform
+
+
+class Inputs(NamedTuple):
+  """The arrays of one leaf.
+
+  Attributes:
+    index: Place of the leaf in the specs, `i32[]`.
+    row: The leaf in the base and in each expert, `[*shape]`.
+    extra: By name, the leaf's data for each expert, or `None`.
+  """
+
+  index: jax.Array | np.ndarray | np.integer
+  row: tuple[jax.Array, ...]
+  extra: Mapping[str, tuple[jax.Array, ...] | None]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def observe_leaf(
+  observe: Callable[..., transform.Statistic],
+  route: Hashable,
+  dtype: np.dtype,
+  inputs: Inputs,
+  state: transform.State,
+) -> transform.Statistic:
+  """Returns what one leaf adds to a statistic.
+
+  Args:
+    observe: Of an observer.
+    route: The leaf's.
+    dtype: Type in which deltas are taken.
+    inputs: The leaf's arrays.
+    state: State of the transform.
+
+  Returns:
+    The statistic, or `None`.
+  """
+
+  def run(inputs, state):
+    leaf, extra = _leaf(route, dtype, inputs)
+    return observe(leaf, state, **extra)
+
+  return _in_automatic_mesh(run, inputs.row)(inputs, state)
+
+
+def add_statistics(
+  total: transform.Statistic, statistic: transform.Statistic
+) -> transform.Statistic:
+  """Returns the sum of two statistics, of which `None` adds nothing."""
+  if total is None or statistic is None:
+    return statistic if total is None else total
+  return jax.tree.map(jnp.add, total, statistic)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def finish(
+  close: Callable[[transform.Statistic, transform.State], transform.State],
+  statistic: transform.Statistic,
+  state: transform.State,
+) -> transform.State:
+  """Returns the state after a sweep."""
+  return close(statistic, state)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def update_leaf(
+  update: Callable[..., transform.Leaf],
+  route: Hashable,
+  dtype: np.dtype,
+  inputs: Inputs,
+  state: transform.State,
+) -> jax.Array:
+  """Returns the merged leaf, `[*shape]` in the dtype of the base.
+
+  Args:
+    update: Of a transform.
+    route: The leaf's.
+    dtype: Type in which deltas are taken and combined.
+    inputs: The leaf's arrays.
+    state: State of the transform after all sweeps.
+
+  Returns:
+    The merged leaf.
+
+  Raises:
+    ValueError: The transform leaves several deltas, or changes the shape.
+  """
+  base = inputs.row[0]
+
+  def run(inputs, state):
+    leaf, extra = _leaf(route, dtype, inputs)
+    leaf = update(leaf, state, **extra)
+    if len(leaf.deltas) != 1:
+      raise ValueError(
+        f'the transform leaves {len(leaf.deltas)} deltas, one for each expert; '
+        'end the chain with mean() or total()'
+      )
+    if leaf.deltas[0].shape != base.shape:
+      raise ValueError(
+        f'the transform returned a delta of shape {leaf.deltas[0].shape} for a '
+        f'leaf of shape {base.shape}'
+      )
+    return (leaf.base + leaf.deltas[0]).astype(base.dtype)
+
+  sharding = jax.typeof(base).sharding
+  return _in_automatic_mesh(run, inputs.row, sharding)(inputs, state)
+
+
+@jax.jit
+def all_finite(row: tuple[jax.Array, ...]) -> jax.Array:
+  """Returns for each array whether all it holds is finite, `bool[len(row)]`."""
+  return jnp.stack([jnp.all(jnp.isfinite(value)) for value in row])
+
+
+@jax.jit
+def equal(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Returns whether two arrays are equal, `bool[]`."""
+  return jnp.all(a == b)
+
+
+def _leaf(route, dtype, inputs):
+  dtype = max(dtype, inputs.row[0].dtype, key=lambda each: each.itemsize)
+  base, *experts = (value.astype(dtype) for value in inputs.row)
+  deltas = tuple(expert - base for expert in experts)
+  leaf = transform.Leaf(base, deltas, inputs.index, route)
+  return leaf, inputs.extra
+
+
+def _in_automatic_mesh(
+  function: Callable[..., Any],
+  row: tuple[jax.Array, ...],
+  sharding: jax.NamedSharding | None = None,
+) -> Callable[..., Any]:
+  """Lets the compiler shard a function where the caller's mesh is explicit.
+
+  Scatters and reshapes of sharded leaves have no explicit rule. The result is
+  sharded as given, or replicated.
+  """
+  meshes = (jax.typeof(value).sharding.mesh for value in row)
+  mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
+  if mesh is None:
+    return function
+  if sharding is None or not sharding.mesh.explicit_axes:
+    sharding = jax.NamedSharding(mesh, jax.P())
+  return jax.sharding.auto_axes(
+    function, axes=mesh.explicit_axes, out_sharding=sharding
+  )
