@@ -1,0 +1,221 @@
+"""Training the models that are merged, stage by stage, resumably.
+
+The seeds of a stage, and the experts of every seed, are one population: a
+single program trains them all.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import functools
+from pathlib import Path
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from arithmetic import population
+from arithmetic import training
+from arithmetic import transformer
+from experiments.arithmerge import suite as suite_lib
+from experiments.configs import arithmerge as configs
+from experiments.runtime import checkpoints
+from experiments.runtime import metrics as metrics_lib
+from experiments.runtime import progress as progress_lib
+
+Params = transformer.Params
+STAGES = ('base', 'experts', 'joint')
+
+
+def costs(config: configs.Config) -> dict[str, float]:
+  """The work of each stage, in lines trained on."""
+  count = len(config.tasks)
+  return {
+    'base': config.seeds * config.base.steps * config.base.batch_size,
+    'experts': (
+      config.seeds * count * config.expert.steps * config.expert.batch_size
+    ),
+    'joint': config.seeds * config.joint_steps * config.expert.batch_size,
+  }
+
+
+def train_all(
+  config: configs.Config,
+  suite: suite_lib.Suite,
+  *,
+  directory: Path,
+  metrics: metrics_lib.JsonlWriter,
+  progress: progress_lib.Progress,
+) -> Mapping[str, Params]:
+  """Trains, or restores, all models of a run.
+
+  Args:
+    config: The run.
+    suite: Its problems and its decoder.
+    directory: Where `checkpoints/` and `models/` lie.
+    metrics: Takes the losses.
+    progress: Has the stages of `STAGES`.
+
+  Returns:
+    By stage: `base` and `joint` with a leading axis of seeds, `experts` with
+    leading axes of seeds and tasks.
+  """
+  root = jax.random.key(config.seed)
+  keys = jax.random.split(jax.random.fold_in(root, 1_000), config.seeds)
+  run = functools.partial(
+    _train_stage,
+    config=config,
+    suite=suite,
+    directory=directory,
+    metrics=metrics,
+    progress=progress,
+  )
+  initial = jax.jit(jax.vmap(functools.partial(_init, suite)))(keys)
+  base = run('base', initial, _fold_in(keys, 1), config.base, config.base.steps)
+  count = len(config.tasks)
+  # One expert for each seed and task, seeds outermost.
+  starts = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), base)
+  expert_keys = jax.vmap(lambda key: jax.random.split(key, count))(
+    _fold_in(keys, 2)
+  ).reshape(-1)
+  experts = run(
+    'experts', starts, expert_keys, config.expert, config.expert.steps
+  )
+  joint = run(
+    'joint', base, _fold_in(keys, 3), config.expert, config.joint_steps
+  )
+  experts = jax.tree.map(
+    lambda x: x.reshape(config.seeds, count, *x.shape[1:]), experts
+  )
+  return {'base': base, 'experts': experts, 'joint': joint}
+
+
+def _init(suite: suite_lib.Suite, key: jax.Array) -> Params:
+  return transformer.init(jax.random.fold_in(key, 0), suite.model)
+
+
+def _fold_in(keys: jax.Array, number: int) -> jax.Array:
+  return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def _optimizer(
+  settings: configs.Training, steps: int
+) -> optax.GradientTransformation:
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0 if settings.warmup else settings.learning_rate,
+    settings.learning_rate,
+    settings.warmup,
+    steps,
+    settings.learning_rate / 10,
+  )
+  return optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.98)
+  )
+
+
+def _train_stage(
+  stage: str,
+  params: Params,
+  keys: jax.Array,
+  settings: configs.Training,
+  steps: int,
+  *,
+  config: configs.Config,
+  suite: suite_lib.Suite,
+  directory: Path,
+  metrics: metrics_lib.JsonlWriter,
+  progress: progress_lib.Progress,
+) -> Params:
+  """Trains the population of one stage to its end.
+
+  While it trains, `checkpoints/STAGE` holds the latest state; once it is done,
+  `models/STAGE` holds the parameters and the state is removed.
+  """
+  progress.begin(stage)
+  with checkpoints.Checkpoints(directory / 'models' / stage, keep=1) as models:
+    if models.latest() is None:
+      state = _continue_stage(
+        stage,
+        params,
+        keys,
+        settings,
+        steps,
+        config=config,
+        suite=suite,
+        directory=directory / 'checkpoints' / stage,
+        metrics=metrics,
+        progress=progress,
+      )
+      models.save(steps, state.params)
+    else:
+      progress.begin(stage, 1.0)
+    shutil.rmtree(directory / 'checkpoints' / stage, ignore_errors=True)
+    return models.restore(params).tree
+
+
+def _continue_stage(
+  stage: str,
+  params: Params,
+  keys: jax.Array,
+  settings: configs.Training,
+  steps: int,
+  *,
+  config: configs.Config,
+  suite: suite_lib.Suite,
+  directory: Path,
+  metrics: metrics_lib.JsonlWriter,
+  progress: progress_lib.Progress,
+) -> training.State:
+  optimizer = _optimizer(settings, steps)
+  begin = jax.vmap(lambda p, k: training.start(p, optimizer, k))
+  state = jax.jit(begin)(params, keys)
+  train = _train_program(stage, config, suite, settings, optimizer)
+  with checkpoints.Checkpoints(directory, keep=1) as saved:
+    done = 0
+    if saved.latest() is not None:
+      done, state, _ = saved.restore(state)
+    metrics.rewind(stage, done)
+    progress.begin(stage, done / steps)
+    while done < steps:
+      chunk = min(config.checkpoint_steps, steps - done)
+      state, losses = train(state, chunk)
+      done += chunk
+      loss = jnp.mean(losses, axis=1).reshape(config.seeds, -1)
+      metrics.write(stage, done, {'train/loss': loss})
+      if done < steps:
+        saved.save(done, state)
+      progress.update(done / steps, f'loss {float(jnp.mean(loss)):.3f}')
+  return state
+
+
+def _train_program(
+  stage: str,
+  config: configs.Config,
+  suite: suite_lib.Suite,
+  settings: configs.Training,
+  optimizer: optax.GradientTransformation,
+) -> Callable[[training.State, int], tuple[training.State, jax.Array]]:
+  """From the states of a population and steps to new states and losses."""
+  if stage == 'experts':
+    draws = [suite.draw_task(task, settings) for task in suite.tasks]
+  else:
+    draws = [suite.draw_mixture(settings)]
+
+  @functools.partial(jax.jit, static_argnums=1)
+  def run(state: training.State, steps: int) -> Any:
+    members = state.step.shape[0]
+
+    def one(which: jax.Array, state: training.State) -> Any:
+      return training.train(
+        state,
+        steps,
+        loss_fn=suite.loss,
+        draw=lambda key: jax.lax.switch(which, draws, key),
+        optimizer=optimizer,
+      )
+
+    which = jnp.arange(members) % len(draws)
+    return population.population(one, config.population)(which, state)
+
+  return run

@@ -1,0 +1,184 @@
+"""The problems of a run: what is drawn for training, what is scored."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from arithmetic import evaluation
+from arithmetic import layouts
+from arithmetic import tasks as task_lib
+from arithmetic import tokenizers
+from arithmetic import transformer
+from experiments.configs import arithmerge as configs
+
+# Numbers are padded to the largest level and written least significant digit
+# first, so that a digit of one weight always stands in one place.
+LAYOUT = layouts.Layout(
+  operand_order='reversed', answer_order='reversed', zero_pad=True
+)
+
+Lines = tuple[layouts.Batch, jax.Array]
+
+
+class Suite:
+  """Tasks, lines and the decoder of one configuration.
+
+  Attributes:
+    tasks: The tasks, in the order of the configuration.
+    model: The decoder's shape.
+  """
+
+  def __init__(self, config: configs.Config):
+    self._config = config
+    self.tasks = task_lib.get_all(config.tasks)
+    self._tokenizer = tokenizers.DigitTokenizer(
+      ''.join(task.symbol for task in self.tasks)
+    )
+    self._length = max(LAYOUT.length(task, config.level) for task in self.tasks)
+    self.model = transformer.Config(
+      vocabulary_size=self._tokenizer.vocabulary_size,
+      max_length=self._length,
+      layers=config.model.layers,
+      heads=config.model.heads,
+      width=config.model.width,
+      positions=config.model.positions,
+      dtype=config.model.dtype,
+    )
+
+  def logits(self, params: transformer.Params, tokens: jax.Array) -> jax.Array:
+    """Logits after each token but the last: f32[batch, length - 1, tokens]."""
+    return transformer.apply(params, tokens[:, :-1], config=self.model)
+
+  def loss(self, params: transformer.Params, lines: Lines) -> jax.Array:
+    """Cross-entropy of the answers of problems that are for training."""
+    batch, for_training = lines
+    logits = self.logits(params, batch.tokens)
+    return evaluation.answer_loss(logits, batch, for_training)
+
+  def draw_task(
+    self, task: task_lib.Task, training: configs.Training
+  ) -> Callable[[jax.Array], Lines]:
+    """A function from a key to a batch of one task."""
+
+    def draw(key: jax.Array) -> Lines:
+      return self._lines(task, key, training.batch_size, training)
+
+    return draw
+
+  def draw_mixture(
+    self, training: configs.Training
+  ) -> Callable[[jax.Array], Lines]:
+    """A function from a key to a batch with the same share of every task."""
+    share = training.batch_size // len(self.tasks)
+
+    def draw(key: jax.Array) -> Lines:
+      keys = jax.random.split(key, len(self.tasks))
+      parts = [
+        self._lines(task, key, share, training)
+        for task, key in zip(self.tasks, keys, strict=True)
+      ]
+      return jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
+
+    return draw
+
+  def problems(self, split: str) -> layouts.Batch:
+    """The problems of a split that are scored, the same for every seed.
+
+    Args:
+      split: `validation` or `test`.
+
+    Returns:
+      A batch of shape [tasks, problems]; none of them is ever trained on.
+    """
+    count = {
+      'validation': self._config.validation_size,
+      'test': self._config.test_size,
+    }[split]
+    key = jax.random.fold_in(
+      jax.random.key(self._config.seed), task_lib.SPLITS.index(split)
+    )
+    return jax.tree.map(
+      lambda *xs: jnp.stack(xs),
+      *(
+        self._held_out(task, split, count, jax.random.fold_in(key, i))
+        for i, task in enumerate(self.tasks)
+      ),
+    )
+
+  def accuracy(
+    self, params: transformer.Params, problems: layouts.Batch
+  ) -> jax.Array:
+    """The share of problems answered exactly: f32[tasks]."""
+
+    def one_task(batch: layouts.Batch) -> jax.Array:
+      right = evaluation.exact_match(self.logits(params, batch.tokens), batch)
+      return jnp.mean(right.astype(jnp.float32))
+
+    return jax.lax.map(one_task, problems)
+
+  def ensemble_accuracy(
+    self, members: transformer.Params, problems: layouts.Batch
+  ) -> jax.Array:
+    """The same for the mean of the members' logits.
+
+    Args:
+      members: Parameters with a leading axis of models.
+      problems: From `problems`.
+
+    Returns:
+      f32[tasks].
+    """
+
+    def one_task(batch: layouts.Batch) -> jax.Array:
+      logits = jax.lax.map(lambda p: self.logits(p, batch.tokens), members)
+      right = evaluation.exact_match(jnp.mean(logits, axis=0), batch)
+      return jnp.mean(right.astype(jnp.float32))
+
+    return jax.lax.map(one_task, problems)
+
+  def _lines(
+    self,
+    task: task_lib.Task,
+    key: jax.Array,
+    count: int,
+    training: configs.Training,
+  ) -> Lines:
+    operands = task.sample(key, count, level_weights=training.level_weights)
+    return self._write(task, operands), task_lib.split_of(operands, 'train')
+
+  def _write(
+    self, task: task_lib.Task, operands: Sequence[task_lib.Digits]
+  ) -> layouts.Batch:
+    return LAYOUT.write(
+      task,
+      tuple(operands),
+      tokenizer=self._tokenizer,
+      level=self._config.level,
+      length=self._length,
+    )
+
+  def _held_out(
+    self, task: task_lib.Task, split: str, count: int, key: jax.Array
+  ) -> layouts.Batch:
+    """Draws until enough problems fall into the split."""
+    found: list[tuple[task_lib.Digits, ...]] = []
+    missing, tries = count, 0
+    while missing > 0:
+      operands = task.sample(
+        jax.random.fold_in(key, tries),
+        32 * count,
+        level_weights=self._config.test_level_weights,
+      )
+      inside = np.flatnonzero(task_lib.split_of(operands, split))[:missing]
+      found.append(jax.tree.map(lambda x, i=inside: x[i], operands))
+      missing, tries = missing - inside.size, tries + 1
+      if tries == 100:
+        raise ValueError(
+          f'the {split} split of {task.name} has no problem at levels'
+          f' {self._config.test_level_weights}; test a larger level'
+        )
+    operands = jax.tree.map(lambda *xs: jnp.concatenate(xs), *found)
+    return self._write(task, operands)

@@ -1,0 +1,75 @@
+"""Reproduces a table: trains what it needs, and leaves a directory.
+
+    python -m experiments.reproduce --table=arithmerge --preset=cpu
+
+The directory holds the resolved configuration, the environment, metrics.jsonl,
+the models, table.md, table.csv, figures, and report.html. Killed at any
+moment, the same command continues and ends with the same numbers.
+"""
+
+from collections.abc import Sequence
+import importlib
+import json
+from pathlib import Path
+
+from absl import flags
+
+from experiments.runtime import cli
+from experiments.runtime import config as config_lib
+from experiments.runtime import errors
+
+# A table is a module of presets and a module that runs one of them.
+TABLES = {'arithmerge': 'Merging experts on exact arithmetic tasks.'}
+
+_TABLE = flags.DEFINE_string('table', None, 'Which table to reproduce.')
+_LIST = flags.DEFINE_bool('list', False, 'Show all tables and end.')
+_PRESET = flags.DEFINE_string(
+  'preset', 'cpu', 'How large: smoke (seconds), cpu (minutes), full (GPU).'
+)
+_CONFIG = flags.DEFINE_string(
+  'config', None, 'A config.json of an earlier run, instead of a preset.'
+)
+_SET = flags.DEFINE_multi_string(
+  'set', [], 'A setting to change, as in --set=expert.steps=50; repeatable.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Where results go; out/TABLE-PRESET by default.'
+)
+
+
+def load_config(table: str, preset: str, path: str | None):
+  """The configuration of a preset, or of an earlier run's config.json."""
+  module = importlib.import_module(f'experiments.configs.{table}')
+  if path is None:
+    return config_lib.choose('preset', preset, module.PRESETS)()
+  try:
+    data = json.loads(Path(path).expanduser().read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
+    raise errors.UsageError(f'--config={path}: {error}') from error
+  return config_lib.from_dict(module.Config, data)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs one table and prints it."""
+  del argv
+  if _LIST.value:
+    for name, description in TABLES.items():
+      print(f'{name:24}{description}')
+    return
+  if _TABLE.value is None:
+    raise errors.UsageError(
+      f'--table is required; {errors.suggest("", TABLES)}'
+    )
+  config_lib.choose('table', _TABLE.value, TABLES)
+  config = config_lib.overlay(
+    load_config(_TABLE.value, _PRESET.value, _CONFIG.value), _SET.value
+  )
+  workdir = _WORKDIR.value or f'out/{_TABLE.value}-{_PRESET.value}'
+  run = importlib.import_module(f'experiments.{_TABLE.value}.run').run
+  table = run(config, workdir)
+  print(table.to_text())
+  print(f'Everything is in {workdir}; open {workdir}/report.html')
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,1 @@
+"""What a run needs around the science: flags, files, checkpoints, reports."""

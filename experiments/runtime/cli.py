@@ -1,0 +1,149 @@
+"""Runs an absl binary so that a person is told in one line what is wrong.
+
+absl prints several lines and exits with status 1 for a bad flag and for
+`--help`. Here a bad flag, a bad value and a `UsageError` are one line on
+stderr and status 2; `--help` is status 0; Ctrl-C and SIGTERM are one line and
+the conventional 130 and 143.
+"""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import contextlib
+import os
+from pathlib import Path
+import signal
+import sys
+import threading
+from typing import NoReturn
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from experiments.runtime import errors
+
+Main = Callable[[Sequence[str]], None]
+
+
+def run(
+  main: Main,
+  *,
+  arguments: Sequence[str] = (),
+  when_stopped: str = 'the same command continues the run',
+) -> NoReturn:
+  """Parses the flags, calls `main`, and exits.
+
+  A stop does not wait for the computation in progress, which may be minutes
+  of compiled code: it is a kill that says so. Everything in this package that
+  writes files is safe to kill.
+
+  Args:
+    main: Called with the program's name and the positional arguments.
+    arguments: Names of the positional arguments, all required.
+    when_stopped: What a person should know after Ctrl-C or SIGTERM.
+
+  Raises:
+    SystemExit: Always. 0 after success and `--help`, 2 for what the person
+      can repair; other errors keep their traceback and status 1.
+  """
+  _stop_at_once(when_stopped)
+
+  def guarded(argv: Sequence[str]) -> None:
+    try:
+      _check_arguments(argv[1:], arguments)
+      main(argv)
+    except errors.UsageError as error:
+      _refuse(str(error))
+    except BrokenPipeError:  # The reader, such as `head`, has seen enough.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      sys.exit(141)
+
+  app.run(guarded, flags_parser=_parse)
+  raise AssertionError('app.run does not return')
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  """Parses flags; one line and status 2 for whatever is wrong with them."""
+  asks_for_help = {'help', 'helpfull', 'helpshort', 'helpxml'}
+  try:
+    rest = flags.FLAGS(argv)
+    if flags.FLAGS['verbosity'].using_default_value:
+      # Before absl takes INFO for the default: libraries are talkative.
+      flags.FLAGS.verbosity = logging.WARNING
+    return rest
+  except flags.UnrecognizedFlagError as error:
+    ours = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(argv[0])}
+    options = sorted({f'--{name}' for name in ours} | {'--help'})
+    _refuse(
+      f'unknown flag --{error.flagname};'
+      f' {errors.suggest(f"--{error.flagname}", options)}'
+    )
+  except flags.Error as error:
+    missing = [
+      f'--{flag.name} is required'
+      for flag in flags.FLAGS.get_key_flags_for_module(argv[0])
+      if f'Flag --{flag.name} must have a value' in str(error)
+    ]
+    _refuse(', '.join(missing) or str(error))
+  except SystemExit as exit_:
+    # absl ends `--help` with status 1, as if asking were an error.
+    asked = {argument.lstrip('-').split('=')[0] for argument in argv[1:]}
+    sys.exit(0 if asked & asks_for_help else exit_.code)
+
+
+def _check_arguments(given: Sequence[str], names: Sequence[str]) -> None:
+  """Refuses missing and stray positional arguments."""
+  if len(given) > len(names):
+    stray = given[len(names)]
+    hint = f' (a repeated flag is said each time: --set {stray})'
+    raise errors.UsageError(
+      f'unexpected argument {stray!r}{hint if "=" in stray else ""}'
+    )
+  if len(given) < len(names):
+    raise errors.UsageError(
+      f'missing {names[len(given)]}; expected {" ".join(names)}'
+    )
+
+
+def _refuse(message: str) -> NoReturn:
+  message = ' '.join(message.split())
+  print(f'{_program()}: {message}', file=sys.stderr)
+  sys.exit(2)
+
+
+def _program() -> str:
+  return Path(sys.argv[0]).stem
+
+
+def _stop_at_once(remedy: str) -> None:
+  """Ends the process on SIGINT or SIGTERM, even inside compiled code.
+
+  Python runs its handlers only between bytecodes, so not before XLA returns.
+  The byte that the interpreter writes to the wake-up descriptor reaches a
+  thread of ours at once. The handler does the same, since an event loop may
+  hold the descriptor for a while.
+  """
+  first = threading.Lock()
+
+  def stop(number: int, _: object = None) -> None:
+    if not first.acquire(blocking=False):
+      return
+    name = 'interrupted' if number == signal.SIGINT else 'terminated'
+    # A progress line may be open on a terminal: clear it first.
+    clear = '\r\x1b[K' if sys.stderr.isatty() else ''
+    with contextlib.suppress(OSError):
+      os.write(2, f'{clear}{_program()}: {name}; {remedy}\n'.encode())
+    os._exit(128 + number)
+
+  def wait() -> None:
+    while True:
+      number = os.read(reader, 1)[0]
+      if number in (signal.SIGINT, signal.SIGTERM):
+        stop(number)
+
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, stop)
+  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  threading.Thread(target=wait, name='stop-at-once', daemon=True).start()
