@@ -20,6 +20,8 @@ from merging.recipes import task_arithmetic as task_arithmetic
 from merging.recipes import ties as ties
 from merging.recipes import weighted_average as weighted_average
 from merging.references import citations as citations
+from merging.routing import masked as masked
+from merging.routing import partition as partition
 from merging.transform import bind as bind
 from merging.transform import chain as chain
 from merging.transform import combine_deltas as combine_deltas
@@ -27,8 +29,6 @@ from merging.transform import identity as identity
 from merging.transform import Leaf as Leaf
 from merging.transform import LeafSpec as LeafSpec
 from merging.transform import map_deltas as map_deltas
-from merging.transform import masked as masked
 from merging.transform import MergeTransform as MergeTransform
 from merging.transform import Observer as Observer
-from merging.transform import partition as partition
 from merging.transform import stateless as stateless

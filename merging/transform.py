@@ -2,19 +2,16 @@
 
 from collections.abc import Callable
 from collections.abc import Hashable
-from collections.abc import Mapping
+from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
-from typing import Literal
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from merging import patterns
 
 Models = tuple[str, ...]
 State = Any
@@ -245,6 +242,16 @@ def _combine_deltas(function, leaf, *parameters):
   return leaf._replace(deltas=(function(leaf.deltas, *parameters),))
 
 
+def add_deltas(deltas: Sequence[jax.Array]) -> jax.Array:
+  """Returns the sum over experts, in their order."""
+  return functools.reduce(jnp.add, deltas)
+
+
+def average_deltas(deltas: Sequence[jax.Array]) -> jax.Array:
+  """Returns the mean over experts."""
+  return add_deltas(deltas) / len(deltas)
+
+
 def chain(*transforms: MergeTransform) -> MergeTransform:
   """Applies transforms one after another.
 
@@ -269,7 +276,7 @@ def chain(*transforms: MergeTransform) -> MergeTransform:
   observers = tuple(
     Observer(
       observe=bind(_observe_chain, updates[:place], observer.observe),
-      finish=bind(_finish_at, place, observer.finish),
+      finish=bind(finish_at, place, observer.finish),
     )
     for place, each in enumerate(transforms)
     for observer in each.observers
@@ -281,8 +288,8 @@ def chain(*transforms: MergeTransform) -> MergeTransform:
     observers=observers,
     update=bind(_update_chain, updates),
     route=lambda path: tuple(each.route(path) for each in transforms),
-    extra=_union(each.extra for each in transforms),
-    sources=_union(each.sources for each in transforms),
+    extra=union(each.extra for each in transforms),
+    sources=union(each.sources for each in transforms),
   )
 
 
@@ -300,191 +307,17 @@ def _observe_chain(before, observe, leaf, state, **extra):
   return observe(leaf, state[place], **extra)
 
 
-def _finish_at(place, finish, statistic, states):
+def finish_at(
+  place: int,
+  finish: Callable[[Statistic, State], State],
+  statistic: Statistic,
+  states: tuple[State, ...],
+) -> tuple[State, ...]:
+  """Closes a sweep of one of several transforms, given all their states."""
   inner = finish(statistic, states[place])
   return (*states[:place], inner, *states[place + 1 :])
 
 
-def _union(groups):
+def union(groups: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
+  """Returns the items of all groups once, in the order of appearance."""
   return tuple(dict.fromkeys(item for group in groups for item in group))
-
-
-class _Groups(NamedTuple):
-  """State of a partition: where a leaf is in its group, and their states."""
-
-  position: np.ndarray  # i32[leaves]
-  states: tuple[State, ...]
-
-
-def partition(
-  transforms: Mapping[str, MergeTransform],
-  labels: Callable[[str], str] | Mapping[str, str],
-) -> MergeTransform:
-  r"""Gives each leaf to the transform that its label names.
-
-  A statistic of a whole model becomes one of the group: `trim(0.2)` in two
-  groups keeps a fifth of each.
-
-  Args:
-    transforms: The transform for each label.
-    labels: `path -> label`, or a mapping from regular expressions to labels;
-      the first one found in the path wins.
-
-  Returns:
-    The transform. Its `init` raises `ValueError` if a leaf has no transform, or
-    a pattern or a label has no leaf.
-
-  Examples:
-    >>> import merging
-    >>> transform = merging.partition(
-    ...   {'matrix': merging.ties(0.2), 'other': merging.average()},
-    ...   {r'kernel$': 'matrix', r'.': 'other'},
-    ... )
-  """
-  label_of = patterns.labeller('partition', labels)
-  grouped = _partition('partition', transforms, label_of)
-
-  def init(specs, models):
-    paths = [spec.path for spec in specs]
-    if isinstance(labels, Mapping):
-      patterns.check_cover('partition', labels, paths)
-    state = grouped.init(specs, models)
-    unused = set(transforms) - set(map(label_of, paths))
-    if unused:
-      raise ValueError(
-        f'partition: no leaf is labelled {patterns.listing(sorted(unused))}; '
-        f'the leaves are {patterns.listing(paths)}'
-      )
-    return state
-
-  return grouped._replace(init=init)
-
-
-def masked(
-  inner: MergeTransform,
-  mask: Callable[[str], bool] | str,
-  otherwise: Literal['base', 'mean', 'pass'] = 'base',
-) -> MergeTransform:
-  """Applies a transform to the leaves that a mask selects.
-
-  Args:
-    inner: What happens to the selected leaves.
-    mask: `path -> bool`, or a regular expression to find in the path.
-    otherwise: What happens to the others: they stay at the `'base'`, move by
-      the `'mean'` of the deltas, or `'pass'` to the next transform unchanged.
-
-  Returns:
-    The transform. Its `init` raises `ValueError` if the mask selects nothing.
-
-  Examples:
-    >>> import merging
-    >>> base = {'w': jnp.zeros(2), 'b': jnp.zeros(2)}
-    >>> expert = {'w': jnp.ones(2), 'b': jnp.ones(2)}
-    >>> transform = merging.masked(merging.average(), 'w')
-    >>> merged = merging.merge(transform, base, {'expert': expert})
-    >>> merged['w'].tolist(), merged['b'].tolist()
-    ([1.0, 1.0], [0.0, 0.0])
-  """
-  policies = {
-    'base': combine_deltas(_no_change),
-    'mean': combine_deltas(average_deltas),
-    'pass': identity(),
-  }
-  patterns.check_option('masked', 'otherwise', otherwise, policies)
-  selects = patterns.predicate('masked', mask)
-  grouped = _partition(
-    'masked',
-    {'selected': inner, 'other': policies[otherwise]},
-    lambda path: 'selected' if selects(path) else 'other',
-  )
-
-  def init(specs, models):
-    paths = [spec.path for spec in specs]
-    if not any(map(selects, paths)):
-      raise patterns.no_match('masked', mask, paths)
-    return grouped.init(specs, models)
-
-  return grouped._replace(init=init)
-
-
-def _no_change(deltas):
-  return jnp.zeros_like(deltas[0])
-
-
-def add_deltas(deltas: Sequence[jax.Array]) -> jax.Array:
-  """Returns the sum over experts, in their order."""
-  return functools.reduce(jnp.add, deltas)
-
-
-def average_deltas(deltas: Sequence[jax.Array]) -> jax.Array:
-  """Returns the mean over experts."""
-  return add_deltas(deltas) / len(deltas)
-
-
-def _partition(caller, transforms, label_of):
-  names = tuple(transforms)
-  inner = tuple(transforms.values())
-
-  def init(specs, models):
-    groups = {name: [] for name in names}
-    for i, spec in enumerate(specs):
-      label = label_of(spec.path)
-      if label not in groups:
-        raise ValueError(
-          f'{caller}: leaf {spec.path!r} is labelled {label!r}, expected one '
-          f'of {patterns.listing(names)}{patterns.suggest(label, names)}'
-        )
-      groups[label].append(i)
-    position = np.zeros(len(specs), np.int32)
-    for members in groups.values():
-      position[members] = np.arange(len(members))
-    states = tuple(
-      each.init(tuple(specs[i] for i in members), models) if members else ()
-      for each, members in zip(inner, groups.values(), strict=True)
-    )
-    return _Groups(position, states)
-
-  def route(path):
-    group = names.index(label_of(path))
-    return group, inner[group].route(path)
-
-  observers = tuple(
-    Observer(
-      observe=bind(_observe_group, group, observer.observe),
-      finish=bind(_finish_group, group, observer.finish),
-    )
-    for group, each in enumerate(inner)
-    for observer in each.observers
-  )
-  return MergeTransform(
-    init=init,
-    observers=observers,
-    update=bind(_update_group, tuple(each.update for each in inner)),
-    route=route,
-    extra=_union(each.extra for each in inner),
-    sources=_union(each.sources for each in inner),
-  )
-
-
-def _in_group(leaf, state):
-  group, route = leaf.route
-  index = jnp.asarray(state.position)[leaf.index]
-  return group, leaf._replace(index=index, route=route)
-
-
-def _update_group(updates, leaf, state, **extra):
-  group, inner = _in_group(leaf, state)
-  out = updates[group](inner, state.states[group], **extra)
-  return out._replace(index=leaf.index, route=leaf.route)
-
-
-def _observe_group(observed, observe, leaf, state, **extra):
-  group, inner = _in_group(leaf, state)
-  if group != observed:
-    return None
-  return observe(inner, state.states[group], **extra)
-
-
-def _finish_group(group, finish, statistic, state):
-  states = _finish_at(group, finish, statistic, state.states)
-  return state._replace(states=states)

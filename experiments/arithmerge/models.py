@@ -25,6 +25,7 @@ from experiments.runtime import metrics as metrics_lib
 from experiments.runtime import progress as progress_lib
 
 Params = transformer.Params
+Train = Callable[[training.State, int], tuple[training.State, jax.Array]]
 STAGES = ('base', 'experts', 'joint')
 
 
@@ -40,55 +41,147 @@ def costs(config: configs.Config) -> dict[str, float]:
   }
 
 
-def train_all(
-  config: configs.Config,
-  suite: suite_lib.Suite,
-  *,
-  directory: Path,
-  metrics: metrics_lib.JsonlWriter,
-  progress: progress_lib.Progress,
-) -> Mapping[str, Params]:
-  """Trains, or restores, all models of a run.
+class Trainer:
+  """Trains, or restores, the models of a run.
 
-  Args:
-    config: The run.
-    suite: Its problems and its decoder.
-    directory: Where `checkpoints/` and `models/` lie.
-    metrics: Takes the losses.
-    progress: Has the stages of `STAGES`.
-
-  Returns:
-    By stage: `base` and `joint` with a leading axis of seeds, `experts` with
-    leading axes of seeds and tasks.
+  While a stage trains, `checkpoints/STAGE` holds its latest state; once it is
+  done, `models/STAGE` holds the parameters and the state is removed.
   """
-  root = jax.random.key(config.seed)
-  keys = jax.random.split(jax.random.fold_in(root, 1_000), config.seeds)
-  run = functools.partial(
-    _train_stage,
-    config=config,
-    suite=suite,
-    directory=directory,
-    metrics=metrics,
-    progress=progress,
-  )
-  initial = jax.jit(jax.vmap(functools.partial(_init, suite)))(keys)
-  base = run('base', initial, _fold_in(keys, 1), config.base, config.base.steps)
-  count = len(config.tasks)
-  # One expert for each seed and task, seeds outermost.
-  starts = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), base)
-  expert_keys = jax.vmap(lambda key: jax.random.split(key, count))(
-    _fold_in(keys, 2)
-  ).reshape(-1)
-  experts = run(
-    'experts', starts, expert_keys, config.expert, config.expert.steps
-  )
-  joint = run(
-    'joint', base, _fold_in(keys, 3), config.expert, config.joint_steps
-  )
-  experts = jax.tree.map(
-    lambda x: x.reshape(config.seeds, count, *x.shape[1:]), experts
-  )
-  return {'base': base, 'experts': experts, 'joint': joint}
+
+  def __init__(
+    self,
+    config: configs.Config,
+    suite: suite_lib.Suite,
+    *,
+    directory: Path,
+    metrics: metrics_lib.JsonlWriter,
+    progress: progress_lib.Progress,
+  ):
+    """Nothing is read or written yet.
+
+    Args:
+      config: The run.
+      suite: Its problems and its decoder.
+      directory: Where `checkpoints/` and `models/` lie.
+      metrics: Takes the losses.
+      progress: Has the stages of `STAGES`.
+    """
+    self._config = config
+    self._suite = suite
+    self._directory = directory
+    self._metrics = metrics
+    self._progress = progress
+
+  def run(self) -> Mapping[str, Params]:
+    """Goes through all stages.
+
+    Returns:
+      By stage: `base` and `joint` with a leading axis of seeds, `experts` with
+      leading axes of seeds and tasks.
+    """
+    config, count = self._config, len(self._config.tasks)
+    root = jax.random.fold_in(jax.random.key(config.seed), 1_000)
+    keys = jax.random.split(root, config.seeds)
+    initial = jax.jit(jax.vmap(functools.partial(_init, self._suite)))(keys)
+    base = self._stage(
+      'base', initial, _fold_in(keys, 1), config.base, config.base.steps
+    )
+    # One expert for each seed and task, seeds outermost.
+    starts = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), base)
+    expert_keys = jax.vmap(lambda key: jax.random.split(key, count))(
+      _fold_in(keys, 2)
+    ).reshape(-1)
+    experts = self._stage(
+      'experts', starts, expert_keys, config.expert, config.expert.steps
+    )
+    joint = self._stage(
+      'joint', base, _fold_in(keys, 3), config.expert, config.joint_steps
+    )
+    experts = jax.tree.map(
+      lambda x: x.reshape(config.seeds, count, *x.shape[1:]), experts
+    )
+    return {'base': base, 'experts': experts, 'joint': joint}
+
+  def _stage(
+    self,
+    stage: str,
+    params: Params,
+    keys: jax.Array,
+    settings: configs.Training,
+    steps: int,
+  ) -> Params:
+    """The parameters of a population at the end of its stage."""
+    unfinished = self._directory / 'checkpoints' / stage
+    finished = self._directory / 'models' / stage
+    with checkpoints.Checkpoints(finished, keep=1) as models:
+      if models.latest() is None:
+        optimizer = _optimizer(settings, steps)
+        begin = jax.vmap(lambda p, k: training.start(p, optimizer, k))
+        state = jax.jit(begin)(params, keys)
+        train = self._program(stage, settings, optimizer)
+        with checkpoints.Checkpoints(unfinished, keep=1) as saved:
+          state = self._continue(stage, state, steps, train, saved)
+        models.save(steps, state.params)
+      else:
+        self._progress.begin(stage, 1.0)
+      shutil.rmtree(unfinished, ignore_errors=True)
+      return models.restore(params).tree
+
+  def _continue(
+    self,
+    stage: str,
+    state: training.State,
+    steps: int,
+    train: Train,
+    saved: checkpoints.Checkpoints,
+  ) -> training.State:
+    """Trains from the latest checkpoint, if there is one, to the end."""
+    done = 0
+    if saved.latest() is not None:
+      done, state, _ = saved.restore(state)
+    self._metrics.rewind(stage, done)
+    self._progress.begin(stage, done / steps)
+    while done < steps:
+      chunk = min(self._config.checkpoint_steps, steps - done)
+      state, losses = train(state, chunk)
+      done += chunk
+      loss = jnp.mean(losses, axis=1).reshape(self._config.seeds, -1)
+      self._metrics.write(stage, done, {'train/loss': loss})
+      if done < steps:
+        saved.save(done, state)
+      self._progress.update(done / steps, f'loss {float(jnp.mean(loss)):.3f}')
+    return state
+
+  def _program(
+    self,
+    stage: str,
+    settings: configs.Training,
+    optimizer: optax.GradientTransformation,
+  ) -> Train:
+    """From the states of a population and steps to new states and losses."""
+    suite = self._suite
+    if stage == 'experts':
+      draws = [suite.draw_task(task, settings) for task in suite.tasks]
+    else:
+      draws = [suite.draw_mixture(settings)]
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(state: training.State, steps: int) -> Any:
+      members = state.step.shape[0]
+
+      def one(which: jax.Array, state: training.State) -> Any:
+        return training.train(
+          state,
+          steps,
+          loss_fn=suite.loss,
+          draw=lambda key: jax.lax.switch(which, draws, key),
+          optimizer=optimizer,
+        )
+
+      which = jnp.arange(members) % len(draws)
+      return population.population(one, self._config.population)(which, state)
+
+    return run
 
 
 def _init(suite: suite_lib.Suite, key: jax.Array) -> Params:
@@ -112,110 +205,3 @@ def _optimizer(
   return optax.chain(
     optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.98)
   )
-
-
-def _train_stage(
-  stage: str,
-  params: Params,
-  keys: jax.Array,
-  settings: configs.Training,
-  steps: int,
-  *,
-  config: configs.Config,
-  suite: suite_lib.Suite,
-  directory: Path,
-  metrics: metrics_lib.JsonlWriter,
-  progress: progress_lib.Progress,
-) -> Params:
-  """Trains the population of one stage to its end.
-
-  While it trains, `checkpoints/STAGE` holds the latest state; once it is done,
-  `models/STAGE` holds the parameters and the state is removed.
-  """
-  progress.begin(stage)
-  with checkpoints.Checkpoints(directory / 'models' / stage, keep=1) as models:
-    if models.latest() is None:
-      state = _continue_stage(
-        stage,
-        params,
-        keys,
-        settings,
-        steps,
-        config=config,
-        suite=suite,
-        directory=directory / 'checkpoints' / stage,
-        metrics=metrics,
-        progress=progress,
-      )
-      models.save(steps, state.params)
-    else:
-      progress.begin(stage, 1.0)
-    shutil.rmtree(directory / 'checkpoints' / stage, ignore_errors=True)
-    return models.restore(params).tree
-
-
-def _continue_stage(
-  stage: str,
-  params: Params,
-  keys: jax.Array,
-  settings: configs.Training,
-  steps: int,
-  *,
-  config: configs.Config,
-  suite: suite_lib.Suite,
-  directory: Path,
-  metrics: metrics_lib.JsonlWriter,
-  progress: progress_lib.Progress,
-) -> training.State:
-  optimizer = _optimizer(settings, steps)
-  begin = jax.vmap(lambda p, k: training.start(p, optimizer, k))
-  state = jax.jit(begin)(params, keys)
-  train = _train_program(stage, config, suite, settings, optimizer)
-  with checkpoints.Checkpoints(directory, keep=1) as saved:
-    done = 0
-    if saved.latest() is not None:
-      done, state, _ = saved.restore(state)
-    metrics.rewind(stage, done)
-    progress.begin(stage, done / steps)
-    while done < steps:
-      chunk = min(config.checkpoint_steps, steps - done)
-      state, losses = train(state, chunk)
-      done += chunk
-      loss = jnp.mean(losses, axis=1).reshape(config.seeds, -1)
-      metrics.write(stage, done, {'train/loss': loss})
-      if done < steps:
-        saved.save(done, state)
-      progress.update(done / steps, f'loss {float(jnp.mean(loss)):.3f}')
-  return state
-
-
-def _train_program(
-  stage: str,
-  config: configs.Config,
-  suite: suite_lib.Suite,
-  settings: configs.Training,
-  optimizer: optax.GradientTransformation,
-) -> Callable[[training.State, int], tuple[training.State, jax.Array]]:
-  """From the states of a population and steps to new states and losses."""
-  if stage == 'experts':
-    draws = [suite.draw_task(task, settings) for task in suite.tasks]
-  else:
-    draws = [suite.draw_mixture(settings)]
-
-  @functools.partial(jax.jit, static_argnums=1)
-  def run(state: training.State, steps: int) -> Any:
-    members = state.step.shape[0]
-
-    def one(which: jax.Array, state: training.State) -> Any:
-      return training.train(
-        state,
-        steps,
-        loss_fn=suite.loss,
-        draw=lambda key: jax.lax.switch(which, draws, key),
-        optimizer=optimizer,
-      )
-
-    which = jnp.arange(members) % len(draws)
-    return population.population(one, config.population)(which, state)
-
-  return run

@@ -47,13 +47,13 @@ def run(
       )
     suite = suite_lib.Suite(config)
     metrics = metrics_lib.JsonlWriter(workdir.path / 'metrics.jsonl')
-    models = model_lib.train_all(
+    models = model_lib.Trainer(
       config,
       suite,
       directory=workdir.path,
       metrics=metrics,
       progress=progress,
-    )
+    ).run()
     scorer = scoring.Scorer(config, suite, metrics=metrics, progress=progress)
     scores = scorer.run(models)
     progress.close()

@@ -130,7 +130,7 @@ class Scorer:
     """Scores yardsticks, then merges, then the best merge in few bits.
 
     Args:
-      models: From `models.train_all`.
+      models: From `models.Trainer`.
 
     Returns:
       All scores.
