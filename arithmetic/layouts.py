@@ -42,13 +42,14 @@ class Layout:
     operand_order: `plain` writes the first digit first; `reversed` the last.
     answer_order: The same for the answer. A sum is far easier to learn when
       its least significant digit comes first.
-    zero_pad: Whether operands and answers are filled up with zeros to the
-      width of the largest level.
+    pad: Whether every line gives an operand the width of the largest level:
+      numbers, and answers that are numbers, with zeros before them, strings
+      of digits, in which a zero counts, with blanks behind them.
   """
 
   operand_order: Order = 'plain'
   answer_order: Order = 'reversed'
-  zero_pad: bool = False
+  pad: bool = False
 
   def __post_init__(self):
     for field in ('operand_order', 'answer_order'):
@@ -108,7 +109,7 @@ class Layout:
     answer = task.compute(operands)
     answer_width = task.answer_width(level)
     answer = Digits(answer.values[..., :answer_width], answer.length)
-    if self.zero_pad:
+    if self.pad and task.numeric:
       operands = tuple(
         _fill(x, width)
         for x, width in zip(operands, task.widths(level), strict=True)
@@ -119,8 +120,10 @@ class Layout:
       task.symbol + tokenizers.SEPARATOR + tokenizers.EQUALS + tokenizers.END
     )
     pieces = [_mark(symbol, batch)]
-    for operand in operands:
-      pieces.append(_ordered(operand, self.operand_order))
+    for operand, width in zip(operands, task.widths(level), strict=True):
+      piece = _ordered(operand, self.operand_order)
+      blank = self.pad and not task.numeric
+      pieces.append(_with_blanks(piece, width) if blank else piece)
       pieces.append(_mark(separator, batch))
     pieces[-1] = _mark(equals, batch)
     prompt_length = jnp.sum(jnp.stack([x.length for x in pieces]), axis=0)
@@ -149,12 +152,12 @@ class Layout:
 
     Examples:
       >>> from arithmetic import tasks
-      >>> Layout(zero_pad=True).text(tasks.addition, ('57', '8'), level=3)
+      >>> Layout(pad=True).text(tasks.addition, ('57', '8'), level=3)
       ('+057,008=', '5600$')
     """
     answer = task.solve(tuple(operands))
     operands = list(operands)
-    if self.zero_pad:
+    if self.pad and task.numeric:
       operands = [
         x.zfill(width)
         for x, width in zip(operands, task.widths(level), strict=True)
@@ -162,6 +165,11 @@ class Layout:
       answer = answer.zfill(task.answer_width(level))
     if self.operand_order == 'reversed':
       operands = [x[::-1] for x in operands]
+    if self.pad and not task.numeric:
+      operands = [
+        x.ljust(width, tokenizers.PAD)
+        for x, width in zip(operands, task.widths(level), strict=True)
+      ]
     if self.answer_order == 'reversed':
       answer = answer[::-1]
     joined = tokenizers.SEPARATOR.join(operands)
@@ -179,6 +187,14 @@ def _fill(digits: Digits, width: int) -> Digits:
   """Writes a string with leading zeros, `width` digits in all."""
   return Digits(
     digitwise.pad(digits.values, width), jnp.full_like(digits.length, width)
+  )
+
+
+def _with_blanks(tokens: Digits, width: int) -> Digits:
+  """Tokens followed by padding, `width` in all."""
+  return Digits(
+    digitwise.pad(tokens.masked().values, width),
+    jnp.full_like(tokens.length, width),
   )
 
 

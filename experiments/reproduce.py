@@ -24,7 +24,9 @@ TABLES = {'arithmerge': 'Merging experts on exact arithmetic tasks.'}
 _TABLE = flags.DEFINE_string('table', None, 'Which table to reproduce.')
 _LIST = flags.DEFINE_bool('list', False, 'Show all tables and end.')
 _PRESET = flags.DEFINE_string(
-  'preset', 'cpu', 'How large: smoke (seconds), cpu (minutes), full (GPU).'
+  'preset',
+  None,
+  'How large: smoke (seconds), cpu (minutes, the default), full (GPU).',
 )
 _CONFIG = flags.DEFINE_string(
   'config', None, 'A config.json of an earlier run, instead of a preset.'
@@ -37,11 +39,13 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
-def load_config(table: str, preset: str, path: str | None):
+def load_config(table: str, preset: str | None, path: str | None):
   """The configuration of a preset, or of an earlier run's config.json."""
   module = importlib.import_module(f'experiments.configs.{table}')
   if path is None:
-    return config_lib.choose('preset', preset, module.PRESETS)()
+    return config_lib.choose('preset', preset or 'cpu', module.PRESETS)()
+  if preset is not None:
+    raise errors.UsageError('give --config or --preset, not both')
   try:
     data = json.loads(Path(path).expanduser().read_text(encoding='utf-8'))
   except (OSError, ValueError) as error:
@@ -64,7 +68,8 @@ def main(argv: Sequence[str]) -> None:
   config = config_lib.overlay(
     load_config(_TABLE.value, _PRESET.value, _CONFIG.value), _SET.value
   )
-  workdir = _WORKDIR.value or f'out/{_TABLE.value}-{_PRESET.value}'
+  named = _PRESET.value or ('config' if _CONFIG.value else 'cpu')
+  workdir = _WORKDIR.value or f'out/{_TABLE.value}-{named}'
   run = importlib.import_module(f'experiments.{_TABLE.value}.run').run
   table = run(config, workdir)
   print(table.to_text())

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The share of problems kept from training for each split, in 1/64.
+# Which of the 64 buckets that problems are hashed to belong to each split.
 _SPLIT_BUCKETS = {'validation': (0, 4), 'test': (4, 8), 'train': (8, 64)}
 SPLITS = tuple(_SPLIT_BUCKETS)
 
@@ -77,7 +77,11 @@ class Task:
     *,
     level_weights: Sequence[float],
   ) -> tuple[Digits, ...]:
-    """Draws operands uniformly among the problems of a randomly drawn level.
+    """Draws operands of a randomly drawn level, uniformly.
+
+    Problems then are put into the domain of the task by `prepare`, so that of
+    a task with a domain not all are equally likely: nine divides twice as often
+    as another digit, and a - a is drawn half as often as another difference.
 
     Args:
       key: A PRNG key; the same key gives the same problems.
@@ -142,7 +146,8 @@ def split_of(operands: tuple[Digits, ...], split: str) -> jax.Array:
 
   A problem belongs to exactly one of `train` (7/8 of all problems),
   `validation` and `test` (1/16 each), by a hash of its operands, whatever the
-  seed that drew it: nothing seen in training is ever scored.
+  seed that drew it: nothing seen in training is ever scored. The order of the
+  operands does not matter, so that 3 + 5 is not trained on to score 5 + 3.
 
   Args:
     operands: The operands of a batch of problems.
@@ -157,14 +162,16 @@ def split_of(operands: tuple[Digits, ...], split: str) -> jax.Array:
   if split not in _SPLIT_BUCKETS:
     raise KeyError(f'no split {split!r}; there are {", ".join(SPLITS)}')
   low, high = _SPLIT_BUCKETS[split]
-  state = jnp.zeros(operands[0].length.shape, jnp.uint32)
+  total = jnp.zeros(operands[0].length.shape, jnp.uint32)
   for operand in operands:
-    state = _mix(state, operand.length.astype(jnp.uint32) + 11)
+    state = operand.length.astype(jnp.uint32) + 11
     for i in range(operand.values.shape[-1]):
       digit = operand.values[..., i].astype(jnp.uint32)
       # Positions beyond the length leave the state alone, so that a problem
       # keeps its split whatever the width of the array that carries it.
       state = jnp.where(i < operand.length, _mix(state, digit), state)
+    total = total + state
+  state = _mix(total, total >> np.uint32(16))
   bucket = state % np.uint32(64)
   return (bucket >= low) & (bucket < high)
 

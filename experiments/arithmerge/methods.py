@@ -9,8 +9,6 @@ from collections.abc import Mapping
 import dataclasses
 import itertools
 
-import jax
-
 import merging
 
 Setting = Mapping[str, float]
@@ -22,9 +20,12 @@ class Method:
 
   Attributes:
     name: The row's name.
-    build: From a key and a setting's values, by keyword, to a transform.
-    settings: What is tried on validation problems.
-    default: What its authors use without validation.
+    build: From a key and a setting's values, by keyword, to a transform. The
+      values are traced: one program serves all settings.
+    settings: What is tried on validation problems. The value called `scale` is
+      the scaling coefficient that the figure of coefficients shows.
+    default: One of the settings, for use without validation: the authors' where
+      they name one.
   """
 
   name: str
@@ -48,57 +49,34 @@ _SUM_SCALES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 _MEAN_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
 
 
-def _average(key: jax.Array) -> merging.MergeTransform:
-  del key
-  return merging.average()
-
-
-def _task_arithmetic(key: jax.Array, scale: float) -> merging.MergeTransform:
-  del key
-  return merging.task_arithmetic(scale)
-
-
-def _ties(
-  key: jax.Array, density: float, scale: float
-) -> merging.MergeTransform:
-  del key
-  return merging.ties(density, scale)
-
-
-def _dare(key: jax.Array, rate: float, scale: float) -> merging.MergeTransform:
-  return merging.dare(rate, merging.task_arithmetic(scale), key=key)
-
-
-def _dare_ties(
-  key: jax.Array, rate: float, density: float, scale: float
-) -> merging.MergeTransform:
-  return merging.dare_ties(rate, density, scale, key=key)
-
-
 METHODS: tuple[Method, ...] = (
-  Method(name='average', build=_average),
+  Method(name='average', build=lambda key: merging.average()),
   Method(
     name='task arithmetic',
-    build=_task_arithmetic,
+    build=lambda key, scale: merging.task_arithmetic(scale),
     settings=grid(scale=_SUM_SCALES),
     default={'scale': 0.4},
   ),
   Method(
     name='TIES',
-    build=_ties,
+    build=lambda key, density, scale: merging.ties(density, scale),
     settings=grid(density=(0.1, 0.2, 0.5), scale=_MEAN_SCALES),
     default={'density': 0.2, 'scale': 1.0},
   ),
   Method(
     name='DARE',
-    build=_dare,
+    build=lambda key, rate, scale: merging.dare(
+      rate, merging.task_arithmetic(scale), key=key
+    ),
     settings=grid(rate=(0.3,), scale=_SUM_SCALES),
     default={'rate': 0.3, 'scale': 0.4},
   ),
   Method(
     name='DARE-TIES',
-    build=_dare_ties,
-    settings=grid(rate=(0.3,), density=(0.5,), scale=_MEAN_SCALES),
+    build=lambda key, rate, density, scale: merging.dare_ties(
+      rate, density, scale, key=key
+    ),
+    settings=grid(rate=(0.3,), density=(0.2, 0.5), scale=_MEAN_SCALES),
     default={'rate': 0.3, 'density': 0.2, 'scale': 1.0},
   ),
 )

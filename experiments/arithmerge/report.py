@@ -2,19 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+import shlex
 from typing import Any
 
 import numpy as np
 
-from experiments.arithmerge import methods as method_lib
 from experiments.arithmerge import scoring
+from experiments.arithmerge.methods import METHODS
 from experiments.configs import arithmerge as configs
 from experiments.runtime import files
 from experiments.runtime import plots
 from experiments.runtime import report as report_lib
 from experiments.runtime import tables
 
-_MERGES = 'merges'
 _FEW_BITS = 'best merge, task vectors in few bits'
 
 
@@ -39,46 +39,60 @@ def build_table(config: configs.Config, scores: scoring.Scores) -> tables.Table:
       ' over tasks. Coefficients were chosen for each seed on'
       f' {config.validation_size} problems of each task from the'
       ' validation split; "without validation" is the normalised accuracy'
-      " with the authors' default instead. Neither split is ever trained"
-      ' on.'
+      ' with a fixed default instead. Neither split is ever trained on; all'
+      ' seeds are scored on the same problems.'
     ),
   )
-  groups = {
-    'yardsticks': (False, scoring.YARDSTICKS),
-    _MERGES: (True, [method.name for method in method_lib.METHODS]),
-    _FEW_BITS: (False, [r for r in scores.test if r.endswith(' bits')]),
+  rows = {row: scores.test[row] for row in scoring.YARDSTICKS}
+  _add_rows(table, config, scores, 'yardsticks', rows)
+  rows = {method.name: scores.test[method.name] for method in METHODS}
+  _add_rows(table, config, scores, 'merges', rows, ranked=True)
+  rows = {
+    f'{scores.best}, {bits}': accuracy
+    for bits, accuracy in scores.stored.items()
   }
-  for heading, (ranked, rows) in groups.items():
-    group = table.add_group(heading, ranked=ranked)
-    for row in rows:
-      accuracy = scores.test[row]
-      values: dict[str, Any] = {
-        'normalized': scores.normalized(accuracy),
-        'mean': accuracy.mean(axis=1),
-        **dict(zip(config.tasks, accuracy.T, strict=True)),
-      }
-      if row in scores.default:
-        values['default'] = scores.normalized(scores.default[row])
-      table.add_row(group, row, values)
+  _add_rows(table, config, scores, _FEW_BITS, rows)
   return table
+
+
+def _add_rows(
+  table: tables.Table,
+  config: configs.Config,
+  scores: scoring.Scores,
+  heading: str,
+  rows: Mapping[str, np.ndarray],
+  *,
+  ranked: bool = False,
+) -> None:
+  group = table.add_group(heading, ranked=ranked)
+  for row, accuracy in rows.items():
+    values: dict[str, Any] = {
+      'normalized': scores.normalized(accuracy),
+      'mean': accuracy.mean(axis=1),
+      **dict(zip(config.tasks, accuracy.T, strict=True)),
+    }
+    if row in scores.default:
+      values['default'] = scores.normalized(scores.default[row])
+    table.add_row(group, row, values)
 
 
 def draw_figures(
   config: configs.Config, scores: scoring.Scores
 ) -> Mapping[str, tuple[bytes, str]]:
   """PNG and caption of each figure, by file name."""
-  rows = [row for row in scores.test if row not in scoring.YARDSTICKS]
-  rows = [*scoring.YARDSTICKS, *rows]
+  accuracies = {row: scores.test[row] for row in scoring.YARDSTICKS}
+  accuracies |= {method.name: scores.test[method.name] for method in METHODS}
+  accuracies |= {f'{scores.best}, {k}': v for k, v in scores.stored.items()}
   names = [name.replace('_', ' ') for name in config.tasks]
-  values = np.stack([scores.test[row].mean(axis=0) for row in rows])
+  values = np.stack([x.mean(axis=0) for x in accuracies.values()])
   heatmap = plots.heatmap(
     values,
-    rows,
+    list(accuracies),
     names,
     label='exact answers, %',
     breaks=(
       len(scoring.YARDSTICKS),
-      len(scoring.YARDSTICKS) + len(method_lib.METHODS),
+      len(scoring.YARDSTICKS) + len(METHODS),
     ),
   )
   cosines = plots.matrix(scores.cosines.mean(axis=0), names)
@@ -111,7 +125,7 @@ def _draw_curves(
   combination of the others.
   """
   series: dict[str, tuple[list[float], np.ndarray]] = {}
-  for method in method_lib.METHODS:
+  for method in METHODS:
     values = scores.validation_scores[method.name]
     lines: dict[str, list[int]] = {}
     for i, setting in enumerate(method.settings):
@@ -146,37 +160,36 @@ def _seeds(config: configs.Config) -> str:
 def findings(config: configs.Config, scores: scoring.Scores) -> list[str]:
   """What the numbers say, in sentences computed from them."""
 
-  def say(row: str) -> str:
-    score = 100 * scores.normalized(scores.test[row])
+  def say(accuracy: np.ndarray) -> str:
+    score = 100 * scores.normalized(accuracy)
     spread = f' ± {score.std(ddof=1):.1f}' if config.seeds > 1 else ''
     return f'{score.mean():.1f}{spread}'
 
-  def gain(row: str, over: str) -> str:
-    difference = 100 * (
-      scores.normalized(scores.test[row]) - scores.normalized(scores.test[over])
-    )
+  def against(accuracy: np.ndarray, other: np.ndarray) -> str:
+    gain = 100 * (scores.normalized(accuracy) - scores.normalized(other))
     if config.seeds == 1:
-      return f'{difference.mean():+.1f} points against {over}, with one seed'
-    wins = int((difference > 0).sum())
+      return f'{gain.mean():+.1f} points, with one seed'
     return (
-      f'{difference.mean():+.1f} ± {difference.std(ddof=1):.1f} points against'
-      f' {over}, ahead in {wins} of {config.seeds} seeds'
+      f'{gain.mean():+.1f} ± {gain.std(ddof=1):.1f} points, ahead in'
+      f' {int((gain > 0).sum())} of {config.seeds} seeds'
     )
 
+  test = scores.test
+  best = test[scores.best]
   experts = 100 * scores.test['experts'].mean()
   base = 100 * scores.test['base'].mean()
   sentences = [
-    f"Room: single experts answer {experts:.1f} % of their own task's"
-    f' problems exactly, the base {base:.1f} %; normalised, the base scores'
-    f' {say("base")}.',
-    f'The best merge on validation is {scores.best}, at'
-    f' {say(scores.best)}: {gain(scores.best, "average")}, which scores'
-    f' {say("average")}.',
-    f'Joint training reaches {say("joint training")}; an ensemble of all'
+    f"Room: single experts answer {experts:.1f} % of their own task's problems"
+    f' exactly, the base {base:.1f} %; normalised, the base scores'
+    f' {say(test["base"])}.',
+    f'The best merge on validation is {scores.best}, at {say(best)}. Averaging'
+    f' scores {say(test["average"])}; {scores.best} against it is'
+    f' {against(best, test["average"])}.',
+    f'Joint training reaches {say(test["joint training"])}; an ensemble of all'
     f' experts, {len(config.tasks)} times as large,'
-    f' {say("ensemble of experts")}.',
+    f' {say(test["ensemble of experts"])}.',
   ]
-  for method in method_lib.METHODS:
+  for method in METHODS:
     scales = [s['scale'] for s in method.settings if 'scale' in s]
     if len(set(scales)) < 3:
       continue
@@ -188,12 +201,11 @@ def findings(config: configs.Config, scores: scoring.Scores) -> list[str]:
       f' ({min(scales):g} to {max(scales):g}) in {inside} of'
       f' {config.seeds} seeds.'
     )
-  for row in scores.test:
-    if row.endswith(' bits'):
-      sentences.append(
-        f'Stored in few bits: {row} scores {say(row)},'
-        f' {gain(row, scores.best)} at full precision.'
-      )
+  for bits, accuracy in scores.stored.items():
+    sentences.append(
+      f'With task vectors in {bits}, {scores.best} scores {say(accuracy)};'
+      f' against full precision that is {against(accuracy, best)}.'
+    )
   return sentences
 
 
@@ -255,14 +267,13 @@ def write(
 
 _READING = (
   'The base has seen long problems only rarely, so it fails many of them;'
-  ' each expert was trained on the long problems of its task and forgot some'
-  ' of the others. A task vector is an expert minus the base. Averaging'
-  ' takes an equally small step along all task vectors; task arithmetic'
-  ' scales their sum; TIES keeps the largest entries of each and averages'
-  ' those that agree in sign; DARE drops entries at random and scales up the'
-  ' rest. Joint training, from the same base on all tasks at once, shows'
-  ' what one model of this size can do with all the data; a merge has seen'
-  ' the experts only. Scores above 100 % would mean that a merge beats the'
+  ' each expert was trained on the long problems of one task. A task vector is'
+  ' an expert minus the base. Averaging takes an equally small step along all'
+  ' task vectors; task arithmetic scales their sum; TIES keeps the largest'
+  ' entries of each and averages those that agree in sign; DARE drops entries'
+  ' at random and scales up the rest. Joint training, from the same base on'
+  ' all tasks at once, shows what one model of this size can learn; a merge has'
+  ' seen the experts only. Scores above 100 % would mean that it beats the'
   ' experts at their own tasks.'
 )
 
@@ -270,8 +281,10 @@ _READING = (
 def _details(config: configs.Config, starts: Any) -> Mapping[str, str]:
   model, now = config.model, starts[-1]
   return {
-    'command': ' '.join(['python', *now['argv']]),
-    'seeds': f'{config.seeds}, from {config.seed}',
+    'command': shlex.join(
+      ['python', '-m', 'experiments.reproduce', *now['argv'][1:]]
+    ),
+    'seeds': f'{config.seeds}, all from seed={config.seed}',
     'model': (
       f'{model.layers} layers, width {model.width}, {model.heads} heads,'
       f' {model.positions} positions, {model.dtype}'

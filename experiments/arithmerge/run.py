@@ -7,6 +7,7 @@ from experiments.arithmerge import report
 from experiments.arithmerge import scoring
 from experiments.arithmerge import suite as suite_lib
 from experiments.configs import arithmerge as configs
+from experiments.runtime import config as config_lib
 from experiments.runtime import metrics as metrics_lib
 from experiments.runtime import progress as progress_lib
 from experiments.runtime import tables
@@ -32,6 +33,11 @@ def run(
   Raises:
     UsageError: If the directory holds something else.
   """
+  # Ints where the settings say floats would make another run of the same one.
+  config = config_lib.from_dict(type(config), config_lib.to_dict(config))
+  # Before anything is written: a setting may not leave enough problems.
+  suite = suite_lib.Suite(config)
+  problems = {split: suite.problems(split) for split in ('validation', 'test')}
   with workdir_lib.open_workdir(directory, config) as workdir:
     count = len(config.tasks)
     scored = scoring.num_evaluations(config) * count * config.test_size
@@ -43,9 +49,8 @@ def run(
     )
     for change in workdir.changes():
       progress.message(
-        f'warning: this run began in another environment: {change}'
+        f'warning: what this run left before was made otherwise: {change}'
       )
-    suite = suite_lib.Suite(config)
     metrics = metrics_lib.JsonlWriter(workdir.path / 'metrics.jsonl')
     models = model_lib.Trainer(
       config,
@@ -54,7 +59,9 @@ def run(
       metrics=metrics,
       progress=progress,
     ).run()
-    scorer = scoring.Scorer(config, suite, metrics=metrics, progress=progress)
+    scorer = scoring.Scorer(
+      config, suite, problems, metrics=metrics, progress=progress
+    )
     scores = scorer.run(models)
     progress.close()
     return report.write(

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from arithmetic import layouts
 from experiments.arithmerge import methods as method_lib
 from experiments.arithmerge import suite as suite_lib
 from experiments.configs import arithmerge as configs
@@ -31,12 +32,11 @@ Experts = Mapping[str, Any]
 STAGE = 'scores'
 YARDSTICKS = ('base', 'experts', 'ensemble of experts', 'joint training')
 
-# Formats in which the best merge's task vectors are stored: name, format, and
-# the axis that shares a scale (none: one scale a tensor).
-STORAGE = (
-  ('8 bits', numerics.float8_e4m3fn, None),
-  ('4 bits', numerics.float4_e2m1fn, -1),
-)
+# Formats in which the best merge's task vectors are stored, one scale a row.
+STORAGE = {
+  '8 bits': numerics.float8_e4m3fn,
+  '4 bits': numerics.float4_e2m1fn,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Scores:
 
   Attributes:
     test: By row: f64[seeds, tasks], coefficients chosen on validation.
+    stored: By storage: the best method's, from task vectors in few bits.
     default: By method: the same with the default setting.
     validation_scores: By method: normalised, f64[seeds, settings].
     validation_base: The base's, f64[seeds].
@@ -55,6 +56,7 @@ class Scores:
   """
 
   test: Mapping[str, np.ndarray]
+  stored: Mapping[str, np.ndarray]
   default: Mapping[str, np.ndarray]
   validation_scores: Mapping[str, np.ndarray]
   validation_base: np.ndarray
@@ -104,14 +106,13 @@ class Scorer:
     self,
     config: configs.Config,
     suite: suite_lib.Suite,
+    problems: Mapping[str, layouts.Batch],
     *,
     metrics: metrics_lib.JsonlWriter,
     progress: progress_lib.Progress,
   ):
     self._config = config
-    self._problems = {
-      split: suite.problems(split) for split in ('validation', 'test')
-    }
+    self._problems = problems
     self._accuracy = jax.jit(suite.accuracy)
     self._ensemble = jax.jit(suite.ensemble_accuracy)
     self._programs: dict[str, Callable[..., Any]] = {}
@@ -187,17 +188,18 @@ class Scorer:
       method_lib.METHODS,
       key=lambda method: validation[method.name].max(axis=1).mean(),
     )
-    for bits, fmt, axis in STORAGE:
-      store = jax.jit(functools.partial(_stored, fmt=fmt, axis=axis))
-      stored = [
+    stored: dict[str, np.ndarray] = {}
+    for bits, fmt in STORAGE.items():
+      store = jax.jit(functools.partial(_stored, fmt=fmt))
+      restored = [
         {**model, 'experts': store(model['base'], model['experts'])}
         for model in by_seed
       ]
       picks = chosen[best.name]
-      test[f'{best.name}, {bits}'] = np.stack(
+      stored[bits] = np.stack(
         [
           self._merged(
-            best, stored, s, best.settings[picks[s]], 'test', note=bits
+            best, restored, s, best.settings[picks[s]], 'test', note=bits
           )
           for s in seeds
         ]
@@ -208,6 +210,7 @@ class Scorer:
     )
     return Scores(
       test=test,
+      stored=stored,
       default=default,
       validation_scores=validation,
       validation_base=normalized(
@@ -308,16 +311,13 @@ def _program(method: method_lib.Method) -> Callable[..., Any]:
   return program
 
 
-def _stored(
-  base: Any, experts: Any, *, fmt: numerics.Format, axis: int | None
-) -> Any:
+def _stored(base: Any, experts: Any, *, fmt: numerics.Format) -> Any:
   """Experts restored from task vectors that were stored in a format.
 
   Args:
     base: The base.
     experts: With a leading axis of experts.
-    fmt: The format of every entry.
-    axis: The axis that shares a scale; a whole tensor for None.
+    fmt: The format of every entry; each row of a tensor has its scale.
 
   Returns:
     A tree like `experts`.
@@ -325,7 +325,7 @@ def _stored(
 
   def restore(leaf: jax.Array, experts: jax.Array) -> jax.Array:
     def one(expert: jax.Array) -> jax.Array:
-      return leaf + numerics.fake_quantize(expert - leaf, fmt, axis=axis)
+      return leaf + numerics.fake_quantize(expert - leaf, fmt, axis=-1)
 
     return jax.lax.map(one, experts)
 

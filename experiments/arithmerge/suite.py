@@ -13,12 +13,16 @@ from arithmetic import tasks as task_lib
 from arithmetic import tokenizers
 from arithmetic import transformer
 from experiments.configs import arithmerge as configs
+from experiments.runtime import errors
 
-# Numbers are padded to the largest level and written least significant digit
-# first, so that a digit of one weight always stands in one place.
+# Operands take the width of the largest level and are written least significant
+# digit first, so that a digit of one weight always stands in one place.
 LAYOUT = layouts.Layout(
-  operand_order='reversed', answer_order='reversed', zero_pad=True
+  operand_order='reversed', answer_order='reversed', pad=True
 )
+
+# Draws of 32 times as many problems as a split should have, until they suffice.
+_ATTEMPTS = 20
 
 Lines = tuple[layouts.Batch, jax.Array]
 
@@ -91,7 +95,11 @@ class Suite:
       split: `validation` or `test`.
 
     Returns:
-      A batch of shape [tasks, problems]; none of them is ever trained on.
+      A batch of shape [tasks, problems], all different; none of them is ever
+      trained on.
+
+    Raises:
+      UsageError: If a task has fewer problems.
     """
     count = {
       'validation': self._config.validation_size,
@@ -163,22 +171,45 @@ class Suite:
   def _held_out(
     self, task: task_lib.Task, split: str, count: int, key: jax.Array
   ) -> layouts.Batch:
-    """Draws until enough problems fall into the split."""
-    found: list[tuple[task_lib.Digits, ...]] = []
-    missing, tries = count, 0
-    while missing > 0:
-      operands = task.sample(
-        jax.random.fold_in(key, tries),
+    """Draws until enough different problems of the split are found."""
+    found = np.zeros((0, 0))
+    columns: list[np.ndarray] = []
+    for attempt in range(_ATTEMPTS):
+      drawn = task.sample(
+        jax.random.fold_in(key, attempt),
         32 * count,
         level_weights=self._config.test_level_weights,
       )
-      inside = np.flatnonzero(task_lib.split_of(operands, split))[:missing]
-      found.append(jax.tree.map(lambda x, i=inside: x[i], operands))
-      missing, tries = missing - inside.size, tries + 1
-      if tries == 100:
-        raise ValueError(
-          f'the {split} split of {task.name} has no problem at levels'
-          f' {self._config.test_level_weights}; test a larger level'
-        )
-    operands = jax.tree.map(lambda *xs: jnp.concatenate(xs), *found)
-    return self._write(task, operands)
+      inside = np.asarray(task_lib.split_of(drawn, split))
+      columns.append(_as_rows(drawn)[inside])
+      rows = np.concatenate(columns)
+      _, first = np.unique(rows, axis=0, return_index=True)
+      found = rows[np.sort(first)[:count]]
+      if len(found) == count:
+        return self._write(task, _from_rows(found, drawn))
+    raise errors.UsageError(
+      f'the {split} split of {task.name} has about {len(found)} problems at'
+      f' levels weighted {self._config.test_level_weights}; lower {split}_size'
+      f' from {count}, or test a larger level'
+    )
+
+
+def _as_rows(operands: Sequence[task_lib.Digits]) -> np.ndarray:
+  """One row of integers a problem."""
+  parts = [np.asarray(x.values) for x in operands]
+  parts += [np.asarray(x.length)[:, None] for x in operands]
+  return np.concatenate(parts, axis=1)
+
+
+def _from_rows(
+  rows: np.ndarray, like: Sequence[task_lib.Digits]
+) -> tuple[task_lib.Digits, ...]:
+  """The inverse of `_as_rows`, for operands as wide as `like`."""
+  operands, start = [], 0
+  lengths = rows[:, -len(like) :]
+  for i, operand in enumerate(like):
+    width = operand.values.shape[-1]
+    values = jnp.asarray(rows[:, start : start + width])
+    operands.append(task_lib.Digits(values, jnp.asarray(lengths[:, i])))
+    start += width
+  return tuple(operands)

@@ -381,7 +381,8 @@ def _fits(hint: Any, data: Any) -> bool:
   if hint is type(None):
     return data is None
   if hint is float:
-    return isinstance(data, (int, float)) and not isinstance(data, bool)
+    is_number = isinstance(data, (int, float)) and not isinstance(data, bool)
+    return is_number and math.isfinite(data)
   if hint is int:
     return isinstance(data, int) and not isinstance(data, bool)
   return isinstance(data, hint)

@@ -28,6 +28,9 @@ from experiments.runtime import files
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
+# What may change numbers between two starts.
+_DECISIVE = ('packages', 'devices', 'python', 'platform', 'cpus', 'git')
+
 _CONFIG = 'config.json'
 _ENVIRONMENT = 'environment.json'
 _LOCK = '.lock'
@@ -51,9 +54,9 @@ class Workdir:
     return len(self.starts) == 1
 
   def changes(self) -> list[str]:
-    """Lists packages and devices that differ from the first start's."""
+    """Lists what may change numbers and differs from the first start's."""
     first, now = (
-      {name: start[name] for name in ('packages', 'devices', 'python')}
+      {name: start[name] for name in _DECISIVE}
       for start in (self.starts[0], self.starts[-1])
     )
     return config_lib.differences(first, now)

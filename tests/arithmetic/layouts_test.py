@@ -14,7 +14,7 @@ TOKENIZER = tokenizers.DigitTokenizer(
   ''.join(task.symbol for task in tasks.ALL.values())
 )
 LAYOUTS = [
-  layouts.Layout(operand_order=a, answer_order=b, zero_pad=c)
+  layouts.Layout(operand_order=a, answer_order=b, pad=c)
   for a in ('plain', 'reversed')
   for b in ('plain', 'reversed')
   for c in (False, True)
@@ -46,11 +46,12 @@ def test_device_lines_are_python_lines(layout, name):
 def test_literal_lines():
   plain = layouts.Layout(answer_order='plain')
   reversed_ = layouts.Layout(operand_order='reversed')
-  padded = layouts.Layout(zero_pad=True)
+  padded = layouts.Layout(pad=True)
   add = tasks.addition
   assert plain.text(add, ('57', '68'), level=2) == ('+57,68=', '125$')
   assert reversed_.text(add, ('57', '68'), level=2) == ('+75,86=', '521$')
   assert padded.text(add, ('57', '8'), level=3) == ('+057,008=', '5600$')
+  assert padded.text(tasks.sorting, ('310',), level=2) == ('S310 =', '310$')
   sort = layouts.Layout().text(tasks.sorting, ('3102',), level=2)
   assert sort == ('S3102=', '3210$')
 
@@ -69,7 +70,7 @@ def test_errors():
   with pytest.raises(ValueError, match='answer_order'):
     layouts.Layout(answer_order='backwards')  # pyrefly: ignore[bad-argument-type]
   with pytest.raises(dataclasses.FrozenInstanceError):
-    layouts.Layout().zero_pad = True  # pyrefly: ignore[read-only]
+    layouts.Layout().pad = True  # pyrefly: ignore[read-only]
 
 
 def test_tokenizer_round_trip_and_errors():
@@ -81,3 +82,17 @@ def test_tokenizer_round_trip_and_errors():
     tokenizers.DigitTokenizer('+=')
   with pytest.raises(ValueError, match="'\\+'"):
     tokenizers.DigitTokenizer('++')
+
+
+@pytest.mark.parametrize('pad', [False, True])
+@pytest.mark.parametrize('name', tasks.ALL)
+def test_a_prompt_has_one_answer_and_one_split_at_every_level(pad, name):
+  task, layout = tasks.get(name), layouts.Layout(pad=pad)
+  operands = task.sample(jax.random.key(0), 3000, level_weights=(1, 1, 1))
+  member = np.stack([tasks.split_of(operands, s) for s in tasks.SPLITS])
+  found: dict[str, tuple[str, int]] = {}
+  problems = zip(*map(tasks.to_strings, operands), strict=True)
+  for problem, split in zip(problems, member.argmax(axis=0), strict=True):
+    prompt, answer = layout.text(task, problem, level=3)
+    assert found.setdefault(prompt, (answer, split)) == (answer, split)
+  assert len(found) > 100

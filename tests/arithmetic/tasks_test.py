@@ -162,6 +162,14 @@ def test_a_problem_keeps_its_split_whatever_array_carries_it(task):
     )
 
 
+def test_a_problem_and_its_mirror_image_are_in_one_split():
+  a, b = tasks.addition.sample(jax.random.key(0), 500, level_weights=(0, 1))
+  for split in tasks.SPLITS:
+    np.testing.assert_array_equal(
+      tasks.split_of((a, b), split), tasks.split_of((b, a), split)
+    )
+
+
 def test_splits_of_small_spaces_are_not_empty():
   pairs = [(a, b) for a in '0123456789' for b in '0123456789']
   operands = tuple(tasks.from_strings(x) for x in zip(*pairs, strict=True))

@@ -206,6 +206,27 @@ def test_an_earlier_config_is_a_preset(finished, tmp_path, environment):
       "no task 'sortin'; did you mean 'sorting'",
     ),
     (['--table=arithmerge', '--presets=cpu'], 'unknown flag --presets'),
+    (['--table=arithmerge', '--set=seed=4294967296'], 'seed is below 2^32'),
+    (
+      ['--table=arithmerge', '--set=test_level_weights=0,1,0'],
+      'test_level_weights',
+    ),
+    (
+      ['--table=arithmerge', '--preset=smoke', '--set=test_level_weights=1'],
+      'lower validation_size from 64',
+    ),
+    (
+      [
+        '--table=arithmerge',
+        '--set=model.positions=rotary',
+        '--set=model.width=20',
+      ],
+      'come in pairs',
+    ),
+    (
+      ['--table=arithmerge', '--preset=cpu', '--config=nowhere.json'],
+      'not both',
+    ),
     (['--table=arithmerge', '--config=nowhere.json'], 'nowhere.json'),
   ],
 )

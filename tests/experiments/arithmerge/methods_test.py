@@ -15,11 +15,10 @@ BY_NAME = {method.name: method for method in methods.METHODS}
 def test_names_are_unique_and_do_not_shadow_other_rows():
   assert len(BY_NAME) == len(methods.METHODS)
   assert not set(BY_NAME) & set(scoring.YARDSTICKS)
-  assert not any(name.endswith(' bits') for name in BY_NAME)
 
 
 @pytest.mark.parametrize('method', methods.METHODS, ids=BY_NAME)
-def test_every_setting_merges_and_has_the_same_keys(method):
+def test_settings_merge_and_the_default_is_one_of_them(method):
   key = jax.random.key(0)
   base = {'w': jnp.zeros((3, 4))}
   experts = {
@@ -29,8 +28,7 @@ def test_every_setting_merges_and_has_the_same_keys(method):
   for setting in (*method.settings[:2], method.default):
     merged = merging.merge(method.build(key=key, **setting), base, experts)
     assert bool(jnp.all(jnp.isfinite(merged['w'])))
-  keys = {tuple(setting) for setting in method.settings}
-  assert keys == {tuple(method.default)}
+  assert method.default in method.settings
   assert len({tuple(s.values()) for s in method.settings}) == len(
     method.settings
   )

@@ -1,5 +1,7 @@
 """What is trained on, what is scored, and that the two never meet."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from arithmetic import evaluation
 from arithmetic import tasks
 from experiments.arithmerge import suite as suite_lib
 from experiments.configs import arithmerge as configs
+from experiments.runtime import errors
 
 CONFIG = configs.smoke()
 
@@ -36,17 +39,19 @@ def _lines(batch):
 
 
 def test_scored_problems_are_never_trained_on(suite):
-  draw = jax.jit(suite.draw_mixture(CONFIG.expert))
   trained = set()
-  for step in range(40):
-    batch, for_training = draw(jax.random.key(step))
-    lines = np.asarray(batch.tokens)[np.asarray(for_training)]
-    trained |= {tuple(line) for line in lines.tolist()}
+  for training in (CONFIG.base, CONFIG.expert):
+    draw = jax.jit(suite.draw_mixture(training))
+    for step in range(40):
+      batch, for_training = draw(jax.random.key(step))
+      lines = np.asarray(batch.tokens)[np.asarray(for_training)]
+      trained |= {tuple(line) for line in lines.tolist()}
   validation = _lines(suite.problems('validation'))
   test = _lines(suite.problems('test'))
   assert len(trained) > 1000
-  assert len(validation) > 50
-  assert len(test) > 50
+  # All that are scored are different.
+  assert len(validation) == CONFIG.validation_size * len(CONFIG.tasks)
+  assert len(test) == CONFIG.test_size * len(CONFIG.tasks)
   assert not trained & validation
   assert not trained & test
   assert not validation & test
@@ -101,3 +106,9 @@ def test_presets_are_what_the_documentation_says(preset, count, seeds):
   assert len(config.tasks) == count
   assert config.seeds >= seeds
   assert set(config.tasks) <= set(tasks.ALL)
+
+
+def test_too_few_problems_are_an_error_before_training():
+  config = dataclasses.replace(CONFIG, test_level_weights=(1.0,))
+  with pytest.raises(errors.UsageError, match='lower test_size from 64'):
+    suite_lib.Suite(config).problems('test')
