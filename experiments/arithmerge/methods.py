@@ -46,7 +46,7 @@ def grid(**values: Iterable[float]) -> tuple[Setting, ...]:
 
 
 _SUM_SCALES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
-_MEAN_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+_MEAN_SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
 
 
 METHODS: tuple[Method, ...] = (
