@@ -7,7 +7,7 @@ WORKERS ?= auto
 
 RUN := .venv/bin/python
 PYTEST := $(RUN) -m pytest --numprocesses=$(WORKERS) --maxprocesses=8 \
-  --dist=loadfile
+  --dist=loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: clean demo format help lint lock test test-slow types

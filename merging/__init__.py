@@ -11,6 +11,8 @@ from merging.deltas.scale import scale as scale
 from merging.deltas.scale import weigh as weigh
 from merging.deltas.trim import trim as trim
 from merging.drivers import merge as merge
+from merging.matrices import on_matrices as on_matrices
+from merging.matrices import unstacked as unstacked
 from merging.recipes import analogy as analogy
 from merging.recipes import average as average
 from merging.recipes import dare as dare

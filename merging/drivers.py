@@ -106,7 +106,7 @@ def merge(
     )
     for index, path in enumerate(paths)
   ]
-  routes = [transform.route(path) for path in paths]
+  routes = [transform.route(spec) for spec in specs]
   for observer in transform.observers:
     total = None
     for route, leaf in zip(routes, leaves, strict=True):

@@ -45,7 +45,7 @@ def partition(
     ... )
   """
   label_of = patterns.labeller('partition', labels)
-  grouped = _partition('partition', transforms, label_of)
+  grouped = by_label('partition', transforms, lambda spec: label_of(spec.path))
 
   def init(specs, models):
     paths = [spec.path for spec in specs]
@@ -63,10 +63,13 @@ def partition(
   return grouped._replace(init=init)
 
 
+Otherwise = Literal['base', 'mean', 'sum', 'pass'] | transform.MergeTransform
+
+
 def masked(
   inner: transform.MergeTransform,
   mask: Callable[[str], bool] | str,
-  otherwise: Literal['base', 'mean', 'pass'] = 'base',
+  otherwise: Otherwise = 'base',
 ) -> transform.MergeTransform:
   """Applies a transform to the leaves that a mask selects.
 
@@ -74,7 +77,8 @@ def masked(
     inner: What happens to the selected leaves.
     mask: `path -> bool`, or a regular expression to find in the path.
     otherwise: What happens to the others: they stay at the `'base'`, move by
-      the `'mean'` of the deltas, or `'pass'` to the next transform unchanged.
+      the `'mean'` or the `'sum'` of the deltas, `'pass'` to the next transform
+      unchanged, or go to another transform.
 
   Returns:
     The transform. Its `init` raises `ValueError` if the mask selects nothing.
@@ -88,17 +92,11 @@ def masked(
     >>> merged['w'].tolist(), merged['b'].tolist()
     ([1.0, 1.0], [0.0, 0.0])
   """
-  policies = {
-    'base': transform.combine_deltas(_no_change),
-    'mean': transform.combine_deltas(transform.average_deltas),
-    'pass': transform.identity(),
-  }
-  patterns.check_option('masked', 'otherwise', otherwise, policies)
   selects = patterns.predicate('masked', mask)
-  grouped = _partition(
+  grouped = by_label(
     'masked',
-    {'selected': inner, 'other': policies[otherwise]},
-    lambda path: 'selected' if selects(path) else 'other',
+    {'selected': inner, 'other': policy('masked', otherwise)},
+    lambda spec: 'selected' if selects(spec.path) else 'other',
   )
 
   def init(specs, models):
@@ -110,18 +108,62 @@ def masked(
   return grouped._replace(init=init)
 
 
+def policy(caller: str, otherwise: Otherwise) -> transform.MergeTransform:
+  """Returns the transform for leaves that a method does not speak of.
+
+  Args:
+    caller: Name for error messages.
+    otherwise: See `masked`.
+
+  Returns:
+    The transform.
+
+  Raises:
+    ValueError: `otherwise` is unknown.
+
+  Examples:
+    >>> leaf = transform.Leaf(jnp.zeros(1), (jnp.ones(1), jnp.ones(1)), index=0)
+    >>> policy('masked', 'sum').update(leaf, ()).deltas
+    (Array([2.], dtype=float32),)
+  """
+  if isinstance(otherwise, transform.MergeTransform):
+    return otherwise
+  policies = {
+    'base': transform.combine_deltas(_no_change),
+    'mean': transform.combine_deltas(transform.average_deltas),
+    'sum': transform.combine_deltas(transform.add_deltas),
+    'pass': transform.identity(),
+  }
+  patterns.check_option(caller, 'otherwise', otherwise, policies)
+  return policies[otherwise]
+
+
 def _no_change(deltas):
   return jnp.zeros_like(deltas[0])
 
 
-def _partition(caller, transforms, label_of):
+def by_label(
+  caller: str,
+  transforms: Mapping[str, transform.MergeTransform],
+  label_of: Callable[[transform.LeafSpec], str],
+) -> transform.MergeTransform:
+  """Gives each leaf to the transform that its label names.
+
+  Args:
+    caller: Name for error messages.
+    transforms: The transform for each label; one may have no leaf.
+    label_of: From what is known of a leaf to its label.
+
+  Returns:
+    The transform. Its `init` raises `ValueError` if a leaf has no transform.
+  """
   names = tuple(transforms)
   inner = tuple(transforms.values())
 
   def init(specs, models):
     groups = {name: [] for name in names}
     for i, spec in enumerate(specs):
-      label = label_of(spec.path)
+      label = label_of(spec)
       if label not in groups:
         raise ValueError(
           f'{caller}: leaf {spec.path!r} is labelled {label!r}, expected one '
@@ -137,9 +179,9 @@ def _partition(caller, transforms, label_of):
     )
     return _Groups(position, states)
 
-  def route(path):
-    group = names.index(label_of(path))
-    return group, inner[group].route(path)
+  def route(spec):
+    group = names.index(label_of(spec))
+    return group, inner[group].route(spec)
 
   observers = tuple(
     transform.Observer(

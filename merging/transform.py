@@ -52,7 +52,7 @@ class Leaf(NamedTuple):
     deltas: Expert minus base, one `f32[*shape]` for each expert, sorted by
       name. A combining transform leaves one.
     index: Place of the leaf in the `specs` that `init` saw, `i32[]`.
-    route: What `MergeTransform.route` says of the leaf's path; static.
+    route: What `MergeTransform.route` says of the leaf; static.
   """
 
   base: jax.Array
@@ -77,7 +77,7 @@ class Observer(NamedTuple):
   finish: Callable[[Statistic, State], State]
 
 
-def _no_route(path: str) -> None:
+def _no_route(spec: LeafSpec) -> None:
   """Every leaf runs the same program."""
 
 
@@ -95,9 +95,9 @@ class MergeTransform(NamedTuple):
     observers: Sweeps to make before `update`, in this order.
     update: `(leaf, state, **extra) -> leaf`. Like `observe`, it takes whatever
       data there is and ignores what it does not need.
-    route: `path -> hashable`, that in a path which changes the *program* run on
-      its leaf (a label, a flag). What changes only a number belongs in the
-      state. Leaves of equal route and shape share one compiled program.
+    route: `spec -> hashable`, that in a leaf's path or shape which changes the
+      *program* run on it (a label, a flag). What changes only a number belongs
+      in the state. Leaves of equal route and shape share one compiled program.
     extra: Names of the data it needs from `merge(..., name=...)`: for the leaf
       at hand, a tuple with one array for each expert, or `None`.
     sources: Factories whose docstrings hold the references to cite.
@@ -106,7 +106,7 @@ class MergeTransform(NamedTuple):
   init: Callable[[Specs, Models], State]
   observers: tuple[Observer, ...]
   update: Callable[..., Leaf]
-  route: Callable[[str], Hashable] = _no_route
+  route: Callable[[LeafSpec], Hashable] = _no_route
   extra: tuple[str, ...] = ()
   sources: tuple[Callable[..., 'MergeTransform'], ...] = ()
 
@@ -287,7 +287,7 @@ def chain(*transforms: MergeTransform) -> MergeTransform:
     ),
     observers=observers,
     update=bind(_update_chain, updates),
-    route=lambda path: tuple(each.route(path) for each in transforms),
+    route=lambda spec: tuple(each.route(spec) for each in transforms),
     extra=union(each.extra for each in transforms),
     sources=union(each.sources for each in transforms),
   )

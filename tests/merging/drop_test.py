@@ -9,7 +9,7 @@ import merging
 from merging.deltas import drop
 from tests.merging import fixtures
 from tests.merging import oracles
-from tests.merging import table
+from tests.merging.cases import basics
 
 
 def test_the_expectation_is_the_task_vector():
@@ -20,7 +20,7 @@ def test_the_expectation_is_the_task_vector():
     return merging.merge(transform, base, {'a': expert})['w']
 
   samples = 400
-  mean = jax.vmap(merged)(jax.random.split(table.KEY, samples)).mean(axis=0)
+  mean = jax.vmap(merged)(jax.random.split(basics.KEY, samples)).mean(axis=0)
   deviation = np.abs(expert['w']) * np.sqrt(0.9 / 0.1 / samples)
   gap = np.abs(mean - expert['w'])
   assert np.all(gap <= 5 * deviation + 1e-6)
@@ -32,7 +32,7 @@ def test_a_rate_of_zero_is_the_inner_merge():
   for inner in (merging.task_arithmetic(0.3), merging.ties(0.3)):
     one, other = (
       merging.merge(each, base, experts)
-      for each in (merging.dare(0.0, inner, key=table.KEY), inner)
+      for each in (merging.dare(0.0, inner, key=basics.KEY), inner)
     )
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
@@ -43,7 +43,7 @@ def kept(experts, path='w'):
   masks = {}
   for name in experts:
     transform = merging.chain(
-      merging.drop_and_rescale(0.5, key=table.KEY),
+      merging.drop_and_rescale(0.5, key=basics.KEY),
       merging.weigh({each: float(each == name) for each in experts}),
       merging.total(),
     )
@@ -68,9 +68,9 @@ def test_rescale_restores_the_norm(rescale):
   tau = {'e': {'w': rng.normal(size=40).astype(np.float32), 'z': np.zeros(3)}}
   base = {'w': jnp.zeros(40), 'z': jnp.zeros(3)}
   expert = {path: jnp.asarray(x, jnp.float32) for path, x in tau['e'].items()}
-  transform = merging.drop_and_rescale(0.5, key=table.KEY, rescale=rescale)
+  transform = merging.drop_and_rescale(0.5, key=basics.KEY, rescale=rescale)
   merged = merging.merge(transform, base, {'e': expert})
-  expected = oracles.drop(tau, 0.5, table.KEY, rescale)['e']
+  expected = oracles.drop(tau, 0.5, basics.KEY, rescale)['e']
   for path, x in merged.items():
     np.testing.assert_allclose(x, expected[path], rtol=1e-6)
   if rescale != 'none':
@@ -114,13 +114,13 @@ def test_hashes_are_the_same_in_every_process():
 
 def test_errors():
   with pytest.raises(ValueError, match=r'rate is 1.0, expected 0 <= rate < 1'):
-    merging.drop_and_rescale(1.0, key=table.KEY)
+    merging.drop_and_rescale(1.0, key=basics.KEY)
   with pytest.raises(TypeError, match=r'key is 0, expected .* jax.random.key'):
     merging.drop_and_rescale(0.5, key=0)
   with pytest.raises(ValueError, match="rescale is 'l3', expected one of"):
-    merging.drop_and_rescale(0.5, key=table.KEY, rescale='l3')
+    merging.drop_and_rescale(0.5, key=basics.KEY, rescale='l3')
   late = merging.chain(
-    merging.mean(), merging.drop_and_rescale(0.5, key=table.KEY)
+    merging.mean(), merging.drop_and_rescale(0.5, key=basics.KEY)
   )
   model = {'w': jnp.ones(2)}
   with pytest.raises(ValueError, match='drop before the experts are combined'):

@@ -65,3 +65,12 @@ def part(base, experts, *names):
     return {name: params['block'][name] for name in names}
 
   return keep(base), {name: keep(each) for name, each in experts.items()}
+
+
+def rename(base, experts, **names):
+  """Returns models of one level with some leaves under another name."""
+
+  def renamed(params):
+    return {names.get(name, name): leaf for name, leaf in params.items()}
+
+  return renamed(base), {k: renamed(each) for k, each in experts.items()}

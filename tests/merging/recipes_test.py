@@ -7,7 +7,7 @@ import pytest
 
 import merging
 from tests.merging import fixtures
-from tests.merging import table
+from tests.merging.cases import basics
 
 
 def merge(transform, **experts):
@@ -42,7 +42,7 @@ def test_equal_weights_are_the_average():
 
 def test_weights_by_name_and_by_position_agree():
   for make in (merging.weighted_average, merging.task_arithmetic):
-    by_name = make(table.WEIGHTS)
+    by_name = make(basics.WEIGHTS)
     if make is merging.weighted_average:
       other = make(jnp.array([0.5, 0.25, 1.0]))
     else:

@@ -10,37 +10,9 @@ import pytest
 
 import merging
 from merging import programs
+from tests.merging import drive
 from tests.merging import fixtures
 from tests.merging import table
-
-FLOAT32 = np.dtype(np.float32)
-
-every_merge = pytest.mark.parametrize(
-  'case', table.MERGES, ids=lambda case: case.name
-)
-
-
-def disk(transform, base, experts, extra):
-  """Returns specs, models and a reader of one leaf, as a driver would."""
-  models = tuple(sorted(experts))
-  columns = [merging.tree.flatten(base)]
-  columns += [merging.tree.flatten(experts[name]) for name in models]
-  paths = sorted(columns[0])
-  specs = tuple(
-    merging.LeafSpec(path, columns[0][path].shape, columns[0][path].dtype)
-    for path in paths
-  )
-
-  def read(index):
-    path = paths[index]
-    data = {
-      name: tuple(value[model][path] for model in models)
-      for name, value in extra.items()
-    }
-    row = tuple(column[path] for column in columns)
-    return transform.route(path), programs.Inputs(np.int32(index), row, data)
-
-  return specs, models, read
 
 
 @pytest.mark.parametrize('name', ['weighted_mean', 'ties_index'])
@@ -50,14 +22,15 @@ def test_the_protocol_alone_is_a_streaming_merge(name):
   base, experts = fixtures.part(*fixtures.models('lattice'), 'bias', 'wide')
   extra = case.extra(base)
   transform = case.make()
-  specs, models, read = disk(transform, base, experts, extra)
+  disk = drive.Disk(transform, base, experts, extra)
+  specs = disk.specs
 
   def leaf_of(index):
-    route, (_, (start, *ends), data) = read(index)
+    route, (_, (start, *ends), data) = disk.read(index)
     deltas = tuple(end - start for end in ends)
     return merging.Leaf(start, deltas, index, route), data
 
-  state = transform.init(specs, models)
+  state = transform.init(specs, disk.models)
   for observer in transform.observers:
     total = None
     for index in reversed(range(len(specs))):
@@ -78,47 +51,17 @@ def test_the_protocol_alone_is_a_streaming_merge(name):
     )
 
 
-@every_merge
-def test_one_leaf_at_a_time_gives_the_bits_of_merge(case):
-  """The programs that all drivers share, leaves in reverse order."""
-  base, experts = fixtures.part(*fixtures.models(), 'bias', 'wide')
-  extra = case.extra(base)
-  transform = case.make()
-  specs, models, read = disk(transform, base, experts, extra)
-
-  state = transform.init(specs, models)
-  for observer in transform.observers:
-    total = None
-    for index in reversed(range(len(specs))):
-      route, inputs = read(index)
-      statistic = programs.observe_leaf(
-        observer.observe, route, FLOAT32, inputs, state
-      )
-      total = programs.add_statistics(total, statistic)
-    state = programs.finish(observer.finish, total, state)
-  merged = merging.merge(case.make(), base, experts, **extra)
-  for index, spec in enumerate(specs):
-    route, inputs = read(index)
-    value = programs.update_leaf(
-      transform.update, route, FLOAT32, inputs, state
-    )
-    np.testing.assert_array_equal(value, merged[spec.path])
-
-
 def test_statistics_add_up_in_any_order():
   base, experts = fixtures.part(
     *fixtures.models('lattice'), 'bias', 'tall', 'wide'
   )
   transform = merging.ties(0.3, ties='index')
-  specs, models, read = disk(transform, base, experts, {})
-  state = transform.init(specs, models)
+  disk = drive.Disk(transform, base, experts, {})
+  state = transform.init(disk.specs, disk.models)
   for observer in transform.observers:
-    parts = []
-    for index in range(len(specs)):
-      route, inputs = read(index)
-      parts.append(
-        programs.observe_leaf(observer.observe, route, FLOAT32, inputs, state)
-      )
+    parts = [
+      disk.observe(observer, index, state) for index in range(len(disk.specs))
+    ]
     sums = [
       functools.reduce(programs.add_statistics, order)
       for order in itertools.permutations(parts)

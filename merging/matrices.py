@@ -1,0 +1,260 @@
+"""Which leaves are matrices, which way round, and which are many in one.
+
+Methods that take a matrix apart are written for a frame of `[out, in]`, as
+papers and PyTorch have it. `on_matrices` brings each leaf into that frame and
+back; it is the one place that knows how a model stores its kernels. `unstacked`
+is for models that keep equal layers in one leaf, as `jax.lax.scan` wants them.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Literal
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from merging import patterns
+from merging import routing
+from merging import transform
+
+Layout = Literal['in_out', 'out_in']
+_LAYOUTS = ('in_out', 'out_in')
+
+
+def on_matrices(
+  inner: transform.MergeTransform,
+  otherwise: routing.Otherwise = 'mean',
+  *,
+  leaves: Callable[[str], bool] | str = '',
+  layout: Layout | Mapping[str, Layout] = 'in_out',
+) -> transform.MergeTransform:
+  """Gives the leaves that are matrices to a transform, in a frame `[out, in]`.
+
+  Args:
+    inner: What happens to matrices; it sees each as `[out, in]`.
+    otherwise: What happens to all other leaves (see `masked`).
+    leaves: Which leaves with two axes are matrices: a regular expression to
+      find in the path, or `path -> bool`. By default all are, also embeddings.
+    layout: How the model stores matrices: `'in_out'` (Flax and Haiku kernels)
+      or `'out_in'` (PyTorch's linear layers), or one of the two by the first
+      regular expression that is found in the path.
+
+  Returns:
+    The transform. Its `init` raises `ValueError` if no leaf is a matrix.
+
+  Raises:
+    ValueError: `layout` or `otherwise` is unknown.
+
+  Examples:
+    >>> import merging
+    >>> def per_output(deltas):  # [out, in]
+    ...   return jnp.stack(deltas).mean(axis=0).mean(axis=1, keepdims=True)
+    >>> norms = merging.combine_deltas(
+    ...   lambda deltas: per_output(deltas) * jnp.ones_like(deltas[0])
+    ... )
+    >>> base = {'kernel': jnp.zeros((2, 2)), 'bias': jnp.zeros(2)}
+    >>> expert = {'kernel': jnp.array([[1.0, 2], [3, 4]]), 'bias': jnp.ones(2)}
+    >>> merged = merging.merge(on_matrices(norms), base, {'expert': expert})
+    >>> merged['kernel'].tolist(), merged['bias'].tolist()
+    ([[2.0, 3.0], [2.0, 3.0]], [1.0, 1.0])
+  """
+  if isinstance(layout, Mapping):
+    for each in layout.values():
+      patterns.check_option('on_matrices', 'layout', each, _LAYOUTS)
+    layout_of = patterns.labeller('on_matrices', layout)
+  else:
+    patterns.check_option('on_matrices', 'layout', layout, _LAYOUTS)
+    layout_of = lambda path: layout  # noqa: E731
+  selects = patterns.predicate('on_matrices', leaves)
+
+  def label_of(spec):
+    matrix = len(spec.shape) == 2 and selects(spec.path)
+    return 'matrix' if matrix else 'other'
+
+  grouped = routing.by_label(
+    'on_matrices',
+    {
+      'matrix': _in_frame(inner, layout_of),
+      'other': routing.policy('on_matrices', otherwise),
+    },
+    label_of,
+  )
+
+  def init(specs, models):
+    found = [spec for spec in specs if label_of(spec) == 'matrix']
+    if not found:
+      shapes = (f'{spec.path} {spec.shape}' for spec in specs)
+      raise ValueError(
+        f'on_matrices: no leaf with two axes matches {leaves!r}; the leaves '
+        f'are {patterns.listing(shapes)}; take leaves of stacked layers apart '
+        'with unstacked()'
+      )
+    for spec in found:
+      if layout_of(spec.path) not in _LAYOUTS:
+        raise ValueError(
+          f'on_matrices: no pattern of the layout {dict(layout)} matches '
+          f"{spec.path!r}; a last pattern '.' takes all that is left"
+        )
+    return grouped.init(specs, models)
+
+  return grouped._replace(init=init)
+
+
+def _in_frame(inner, layout_of):
+  def turned(spec):
+    return layout_of(spec.path) == 'in_out'
+
+  def framed(spec):
+    return spec._replace(shape=spec.shape[::-1]) if turned(spec) else spec
+
+  observers = tuple(
+    each._replace(observe=transform.bind(_observe_frame, each.observe))
+    for each in inner.observers
+  )
+  return inner._replace(
+    init=lambda specs, models: inner.init(tuple(map(framed, specs)), models),
+    observers=observers,
+    update=transform.bind(_update_frame, inner.update),
+    route=lambda spec: (turned(spec), inner.route(framed(spec))),
+  )
+
+
+def _turn(leaf):
+  turn, route = leaf.route
+  if turn:
+    deltas = tuple(delta.T for delta in leaf.deltas)
+    leaf = leaf._replace(base=leaf.base.T, deltas=deltas)
+  return leaf._replace(route=route)
+
+
+def _update_frame(update, leaf, state, **extra):
+  merged = update(_turn(leaf), state, **extra)
+  return _turn(merged._replace(route=leaf.route))._replace(route=leaf.route)
+
+
+def _observe_frame(observe, leaf, state, **extra):
+  return observe(_turn(leaf), state, **extra)
+
+
+class _Stacked(NamedTuple):
+  """State of `unstacked`: where the layers of each leaf begin, and inside."""
+
+  first: np.ndarray  # i32[leaves]
+  inner: transform.State
+
+
+def unstacked(
+  inner: transform.MergeTransform, leaves: Callable[[str], bool] | str
+) -> transform.MergeTransform:
+  """Takes leaves that stack the layers of a model apart, and merges each layer.
+
+  Models whose layers run in a `jax.lax.scan` keep them in one leaf with a
+  leading axis. To the inner transform, `blocks/kernel` of shape `[12, in, out]`
+  is then `blocks/kernel/0` to `blocks/kernel/11`, each of shape `[in, out]`.
+
+  Args:
+    inner: The merge of the layers and of all other leaves.
+    leaves: Which leaves stack layers: a regular expression to find in the path,
+      or `path -> bool`.
+
+  Returns:
+    The transform. Its `init` raises `ValueError` if no leaf is selected, or one
+    without axes is.
+
+  Examples:
+    >>> import merging
+    >>> base = {'blocks': {'kernel': jnp.zeros((12, 2, 3))}}
+    >>> expert = {'blocks': {'kernel': jnp.ones((12, 2, 3))}}
+    >>> transform = unstacked(merging.on_matrices(merging.mean()), '^blocks/')
+    >>> merged = merging.merge(transform, base, {'expert': expert})
+    >>> merged['blocks']['kernel'].shape
+    (12, 2, 3)
+  """
+  selects = patterns.predicate('unstacked', leaves)
+
+  def parts(spec):
+    if not selects(spec.path):
+      return [spec]
+    if not spec.shape:
+      raise ValueError(
+        f'unstacked: leaf {spec.path!r} is a scalar, expected layers along a '
+        'first axis'
+      )
+    return [
+      spec._replace(path=f'{spec.path}/{i}', shape=spec.shape[1:])
+      for i in range(spec.shape[0])
+    ]
+
+  def init(specs, models):
+    if not any(selects(spec.path) for spec in specs):
+      paths = [spec.path for spec in specs]
+      raise patterns.no_match('unstacked', leaves, paths)
+    layers = [parts(spec) for spec in specs]
+    ends = np.cumsum([len(each) for each in layers])
+    first = np.concatenate([[0], ends[:-1]]).astype(np.int32)
+    flat = tuple(spec for each in layers for spec in each)
+    return _Stacked(first, inner.init(flat, models))
+
+  def route(spec):
+    stacked = selects(spec.path)
+    routes = {inner.route(each) for each in parts(spec)}
+    if len(routes) > 1:
+      raise ValueError(
+        f'unstacked: the layers of {spec.path!r} would run different programs; '
+        'do not let a pattern tell them apart'
+      )
+    return stacked, routes.pop() if routes else None
+
+  observers = tuple(
+    transform.Observer(
+      observe=transform.bind(_observe_stack, each.observe),
+      finish=transform.bind(_finish_stack, each.finish),
+    )
+    for each in inner.observers
+  )
+  return inner._replace(
+    init=init,
+    observers=observers,
+    update=transform.bind(_update_stack, inner.update),
+    route=route,
+  )
+
+
+def _over_layers(function, leaf, state, extra):
+  """Maps `function(leaf, extra)` over the layers of a leaf, if it has any."""
+  stacked, route = leaf.route
+  first = jnp.asarray(state.first)[leaf.index]
+  if not stacked:
+    return function(leaf._replace(index=first, route=route), extra)
+
+  def layer(arrays):
+    i, base, deltas, data = arrays
+    return function(transform.Leaf(base, deltas, first + i, route), data)
+
+  places = jnp.arange(leaf.base.shape[0], dtype=jnp.int32)
+  return jax.lax.map(layer, (places, leaf.base, leaf.deltas, extra))
+
+
+def _update_stack(update, leaf, state, **extra):
+  def run(layer, data):
+    merged = update(layer, state.inner, **data)
+    return merged.base, merged.deltas
+
+  base, deltas = _over_layers(run, leaf, state, extra)
+  return leaf._replace(base=base, deltas=deltas)
+
+
+def _observe_stack(observe, leaf, state, **extra):
+  def run(layer, data):
+    return observe(layer, state.inner, **data)
+
+  statistic = _over_layers(run, leaf, state, extra)
+  if not leaf.route[0]:
+    return statistic
+  return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), statistic)
+
+
+def _finish_stack(finish, statistic, state):
+  return state._replace(inner=finish(statistic, state.inner))
