@@ -94,7 +94,7 @@ def on_matrices(
     for spec in found:
       if layout_of(spec.path) not in _LAYOUTS:
         raise ValueError(
-          f'on_matrices: no pattern of the layout {dict(layout)} matches '
+          f'on_matrices: no pattern of the layout {layout!r} matches '
           f"{spec.path!r}; a last pattern '.' takes all that is left"
         )
     return grouped.init(specs, models)
