@@ -7,10 +7,11 @@ WORKERS ?= auto
 
 RUN := .venv/bin/python
 PYTEST := $(RUN) -m pytest --numprocesses=$(WORKERS) --maxprocesses=8 \
-  --dist=loadgroup
+  --dist=loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: clean demo format help lint lock test test-slow types
+.PHONY: clean demo docs format help lint lock peers test test-slow types
+.PRECIOUS: out/peers/%/.stamp
 
 help:  ## List the verbs.
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' \
@@ -20,7 +21,7 @@ demo: .venv/.stamp  ## Train, merge and report on this machine, in minutes.
 	$(RUN) -m experiments.reproduce --table=arithmerge --preset=cpu \
 	  --workdir=out/arithmerge-cpu
 
-table-%: .venv/.stamp  ## Make the table of that name; PRESET=smoke|cpu|full.
+table-%: .venv/.stamp  ## Make the table of that name; PRESET=smoke|cpu|all|full.
 	$(RUN) -m experiments.reproduce --table=$* --preset=$(PRESET) \
 	  --workdir=out/$*-$(PRESET)
 
@@ -42,12 +43,24 @@ format: .venv/.stamp  ## Rewrite files in the house format.
 	$(RUN) -m ruff check --fix --exit-zero --quiet .
 	$(RUN) -m ruff format .
 
+docs: .venv/.stamp  ## Make the tables in the pages from the code.
+	$(RUN) -m docs.tables
+
 lock: .venv/.stamp  ## Resolve versions anew; UPGRADE=--upgrade for the newest.
 	@$(RUN) -c "import uv" 2>/dev/null || $(RUN) -m pip install --quiet uv
 	$(RUN) -m uv lock $(UPGRADE)
 	$(RUN) .ci/strip_lock.py uv.lock
 	$(RUN) -m uv export --quiet --frozen --format=requirements-txt --no-hashes \
 	  --no-emit-project --no-annotate --no-header --output-file=requirements.lock
+
+peers: .venv/.stamp out/peers/mergekit/.stamp out/peers/fusion-bench/.stamp  ## Compare merges with mergekit and FusionBench.
+	$(PYTEST) tests/peers
+	$(RUN) -m third_party.peers.time_merges
+
+out/peers/%/.stamp: third_party/peers/%.txt
+	$(PYTHON) -m venv out/peers/$*
+	out/peers/$*/bin/pip install --quiet --requirement $<
+	@touch $@
 
 clean:  ## Remove what was installed and cached; results in out/ stay.
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis

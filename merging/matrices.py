@@ -33,7 +33,8 @@ def on_matrices(
   """Gives the leaves that are matrices to a transform, in a frame `[out, in]`.
 
   Args:
-    inner: What happens to matrices; it sees each as `[out, in]`.
+    inner: What happens to matrices; it sees each as `[out, in]`, and so any
+      data of `merge(..., name=...)` that has the shape of the leaf.
     otherwise: What happens to all other leaves (see `masked`).
     leaves: Which leaves with two axes are matrices: a regular expression to
       find in the path, or `path -> bool`. By default all are, also embeddings.
@@ -91,6 +92,9 @@ def on_matrices(
         f'are {patterns.listing(shapes)}; take leaves of stacked layers apart '
         'with unstacked()'
       )
+    paths = [spec.path for spec in specs]
+    for pattern in layout if isinstance(layout, Mapping) else ():
+      patterns.check_found('on_matrices', pattern, paths)
     for spec in found:
       if layout_of(spec.path) not in _LAYOUTS:
         raise ValueError(
@@ -129,13 +133,29 @@ def _turn(leaf):
   return leaf._replace(route=route)
 
 
+def _turn_extra(leaf, extra):
+  """Turns data that has an entry for each of the leaf's."""
+  turn, _ = leaf.route
+  if not turn:
+    return extra
+  shape = leaf.base.shape
+
+  def turned(value):
+    return value.T if value.shape == shape else value
+
+  return {
+    name: values if values is None else tuple(map(turned, values))
+    for name, values in extra.items()
+  }
+
+
 def _update_frame(update, leaf, state, **extra):
-  merged = update(_turn(leaf), state, **extra)
+  merged = update(_turn(leaf), state, **_turn_extra(leaf, extra))
   return _turn(merged._replace(route=leaf.route))._replace(route=leaf.route)
 
 
 def _observe_frame(observe, leaf, state, **extra):
-  return observe(_turn(leaf), state, **extra)
+  return observe(_turn(leaf), state, **_turn_extra(leaf, extra))
 
 
 class _Stacked(NamedTuple):
@@ -222,38 +242,54 @@ def unstacked(
   )
 
 
-def _over_layers(function, leaf, state, extra):
-  """Maps `function(leaf, extra)` over the layers of a leaf, if it has any."""
-  stacked, route = leaf.route
-  first = jnp.asarray(state.first)[leaf.index]
-  if not stacked:
-    return function(leaf._replace(index=first, route=route), extra)
-
-  def layer(arrays):
-    i, base, deltas, data = arrays
-    return function(transform.Leaf(base, deltas, first + i, route), data)
-
+def _layers(leaf, state, extra):
+  """The layers of a leaf along a leading axis: places, and all its arrays."""
   places = jnp.arange(leaf.base.shape[0], dtype=jnp.int32)
-  return jax.lax.map(layer, (places, leaf.base, leaf.deltas, extra))
+  first = jnp.asarray(state.first)[leaf.index]
+  return first + places, leaf.base, leaf.deltas, extra
+
+
+def _whole(leaf, state):
+  """A leaf that is not stacked, as the inner transform knows it."""
+  first = jnp.asarray(state.first)[leaf.index]
+  return leaf._replace(index=first, route=leaf.route[1])
 
 
 def _update_stack(update, leaf, state, **extra):
-  def run(layer, data):
-    merged = update(layer, state.inner, **data)
+  stacked, route = leaf.route
+  if not stacked:
+    merged = update(_whole(leaf, state), state.inner, **extra)
+    return leaf._replace(base=merged.base, deltas=merged.deltas)
+
+  def layer(arrays):
+    place, base, deltas, data = arrays
+    one = transform.Leaf(base, deltas, place, route)
+    merged = update(one, state.inner, **data)
     return merged.base, merged.deltas
 
-  base, deltas = _over_layers(run, leaf, state, extra)
+  base, deltas = jax.lax.map(layer, _layers(leaf, state, extra))
   return leaf._replace(base=base, deltas=deltas)
 
 
 def _observe_stack(observe, leaf, state, **extra):
-  def run(layer, data):
-    return observe(layer, state.inner, **data)
+  stacked, route = leaf.route
+  if not stacked:
+    return observe(_whole(leaf, state), state.inner, **extra)
 
-  statistic = _over_layers(run, leaf, state, extra)
-  if not leaf.route[0]:
-    return statistic
-  return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), statistic)
+  def layer(arrays):
+    place, base, deltas, data = arrays
+    one = transform.Leaf(base, deltas, place, route)
+    return observe(one, state.inner, **data)
+
+  # Added up as it goes: a statistic may be larger than the layer.
+  layers = _layers(leaf, state, extra)
+  shapes = jax.eval_shape(layer, jax.tree.map(lambda x: x[0], layers))
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+  def add(total, arrays):
+    return jax.tree.map(jnp.add, total, layer(arrays)), None
+
+  return jax.lax.scan(add, zero, layers)[0]
 
 
 def _finish_stack(finish, statistic, state):

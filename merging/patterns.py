@@ -64,6 +64,16 @@ def predicate(
   return lambda path: pattern.search(path) is not None
 
 
+def check_found(
+  caller: str, selector: Callable[[str], bool] | str, paths: Iterable[str]
+) -> None:
+  """Raises `ValueError` if an expression, other than `''`, finds no path."""
+  paths = list(paths)
+  if isinstance(selector, str) and selector:
+    if not any(map(predicate(caller, selector), paths)):
+      raise no_match(caller, selector, paths)
+
+
 def no_match(
   caller: str, pattern: Callable[[str], bool] | str, paths: Sequence[str]
 ) -> ValueError:

@@ -59,7 +59,7 @@ def observe_leaf(
     leaf, extra = _leaf(route, dtype, inputs)
     return observe(leaf, state, **extra)
 
-  return _in_automatic_mesh(run, inputs.row)(inputs, state)
+  return in_automatic_mesh(run, inputs.row)(inputs, state)
 
 
 def add_statistics(
@@ -122,7 +122,7 @@ def update_leaf(
     return (leaf.base + leaf.deltas[0]).astype(base.dtype)
 
   sharding = jax.typeof(base).sharding
-  return _in_automatic_mesh(run, inputs.row, sharding)(inputs, state)
+  return in_automatic_mesh(run, inputs.row, sharding)(inputs, state)
 
 
 @jax.jit
@@ -145,15 +145,26 @@ def _leaf(route, dtype, inputs):
   return leaf, inputs.extra
 
 
-def _in_automatic_mesh(
+def in_automatic_mesh(
   function: Callable[..., Any],
   row: tuple[jax.Array, ...],
   sharding: jax.NamedSharding | None = None,
 ) -> Callable[..., Any]:
   """Lets the compiler shard a function where the caller's mesh is explicit.
 
-  Scatters and reshapes of sharded leaves have no explicit rule. The result is
-  sharded as given, or replicated.
+  Scatters and reshapes of sharded leaves have no explicit rule.
+
+  Args:
+    function: Of arrays, any number of them.
+    row: Arrays whose mesh it is.
+    sharding: Of all that the function returns; replicated by default.
+
+  Returns:
+    The function, to be called under `jit`; the same one without such a mesh.
+
+  Examples:
+    >>> in_automatic_mesh(jnp.ravel, (jnp.ones((2, 3)),)) is jnp.ravel
+    True
   """
   meshes = (jax.typeof(value).sharding.mesh for value in row)
   mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)

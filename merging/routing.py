@@ -221,5 +221,7 @@ def _observe_group(observed, observe, leaf, state, **extra):
 
 
 def _finish_group(group, finish, statistic, state):
+  if statistic is None:  # The group has no leaves, and no state to close.
+    return state
   states = transform.finish_at(group, finish, statistic, state.states)
   return state._replace(states=states)

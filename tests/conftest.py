@@ -1,5 +1,7 @@
 """Strict settings for every test: 8 CPU devices, no silent promotion."""
 
+import re
+
 import hypothesis
 import jax
 import pytest
@@ -18,8 +20,17 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile('repeatable')
 
 
-def pytest_itemcollected(item):
-  """Tests of one row of a table, else of one file, run in one process."""
-  case = getattr(item, 'callspec', None) and item.callspec.params.get('case')
-  group = getattr(case, 'name', None) or item.path.name
-  item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """All tests of a row of the table of merges, else of a file, in one process.
+
+  They share compiled programs, which is most of what they cost.
+  """
+  from xdist import scheduler
+
+  class ByRow(scheduler.LoadScopeScheduling):
+    def _split_scope(self, nodeid):
+      row = re.search(r'merges_test\.py::\w+\[(\w+)', nodeid)
+      return row[1] if row else nodeid.partition('::')[0]
+
+  return ByRow(config, log)

@@ -26,19 +26,26 @@ from experiments.runtime import progress as progress_lib
 
 Params = transformer.Params
 Train = Callable[[training.State, int], tuple[training.State, jax.Array]]
-STAGES = ('base', 'experts', 'joint')
+STAGES = ('base', 'experts', 'joint', 'tangent')
+
+# A step of a linearised model, in steps of the model.
+_TANGENT_COST = 1.6
 
 
 def costs(config: configs.Config) -> dict[str, float]:
   """The work of each stage, in lines trained on."""
   count = len(config.tasks)
-  return {
+  experts = (
+    config.seeds * count * config.expert.steps * config.expert.batch_size
+  )
+  work: dict[str, float] = {
     'base': config.seeds * config.base.steps * config.base.batch_size,
-    'experts': (
-      config.seeds * count * config.expert.steps * config.expert.batch_size
-    ),
+    'experts': experts,
     'joint': config.seeds * config.joint_steps * config.expert.batch_size,
   }
+  if config.tangent:
+    work['tangent'] = _TANGENT_COST * experts
+  return work
 
 
 class Trainer:
@@ -76,8 +83,8 @@ class Trainer:
     """Goes through all stages.
 
     Returns:
-      By stage: `base` and `joint` with a leading axis of seeds, `experts` with
-      leading axes of seeds and tasks.
+      By stage: `base` and `joint` with a leading axis of seeds, `experts` and,
+      if there are any, `tangent` with leading axes of seeds and tasks.
     """
     config, count = self._config, len(self._config.tasks)
     root = jax.random.fold_in(jax.random.key(config.seed), 1_000)
@@ -97,10 +104,15 @@ class Trainer:
     joint = self._stage(
       'joint', base, _fold_in(keys, 3), config.expert, config.joint_steps
     )
-    experts = jax.tree.map(
-      lambda x: x.reshape(config.seeds, count, *x.shape[1:]), experts
+    trained = {'experts': experts}
+    if config.tangent:
+      trained['tangent'] = self._stage(
+        'tangent', starts, expert_keys, config.expert, config.expert.steps
+      )
+    by_task = jax.tree.map(
+      lambda x: x.reshape(config.seeds, count, *x.shape[1:]), trained
     )
-    return {'base': base, 'experts': experts, 'joint': joint}
+    return {'base': base, 'joint': joint, **by_task}
 
   def _stage(
     self,
@@ -120,6 +132,7 @@ class Trainer:
         state = jax.jit(begin)(params, keys)
         train = self._program(stage, settings, optimizer)
         with checkpoints.Checkpoints(unfinished, keep=1) as saved:
+          train = functools.partial(train, params)
           state = self._continue(stage, state, steps, train, saved)
         models.save(steps, state.params)
       else:
@@ -157,29 +170,33 @@ class Trainer:
     stage: str,
     settings: configs.Training,
     optimizer: optax.GradientTransformation,
-  ) -> Train:
-    """From the states of a population and steps to new states and losses."""
+  ) -> Callable[..., tuple[training.State, jax.Array]]:
+    """From where members begin, their states and steps to states and losses."""
     suite = self._suite
-    if stage == 'experts':
+    if stage in ('experts', 'tangent'):
       draws = [suite.draw_task(task, settings) for task in suite.tasks]
     else:
       draws = [suite.draw_mixture(settings)]
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def run(state: training.State, steps: int) -> Any:
+    @functools.partial(jax.jit, static_argnums=2)
+    def run(starts: Params, state: training.State, steps: int) -> Any:
       members = state.step.shape[0]
 
-      def one(which: jax.Array, state: training.State) -> Any:
+      def one(which: jax.Array, start: Params, state: training.State) -> Any:
+        loss = suite.loss
+        if stage == 'tangent':
+          loss = functools.partial(suite.linear_loss, start)
         return training.train(
           state,
           steps,
-          loss_fn=suite.loss,
+          loss_fn=loss,
           draw=lambda key: jax.lax.switch(which, draws, key),
           optimizer=optimizer,
         )
 
       which = jnp.arange(members) % len(draws)
-      return population.population(one, self._config.population)(which, state)
+      train = population.population(one, self._config.population)
+      return train(which, starts, state)
 
     return run
 

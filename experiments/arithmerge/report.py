@@ -1,13 +1,15 @@
 """What a person sees of a run: table, figures, page."""
 
 from collections.abc import Mapping
+import itertools
 from pathlib import Path
 import shlex
 from typing import Any
 
 import numpy as np
 
-from experiments.arithmerge import scoring
+from experiments.arithmerge import disentanglement
+from experiments.arithmerge import scores as scores_lib
 from experiments.arithmerge.methods import METHODS
 from experiments.configs import arithmerge as configs
 from experiments.runtime import files
@@ -16,10 +18,13 @@ from experiments.runtime import report as report_lib
 from experiments.runtime import tables
 
 _FEW_BITS = 'best merge, task vectors in few bits'
+_CURVES = 7  # In one figure; more cannot be told apart.
 
 
-def build_table(config: configs.Config, scores: scoring.Scores) -> tables.Table:
-  """Yardsticks, merges, and the best merge from few bits."""
+def build_table(
+  config: configs.Config, scores: scores_lib.Scores
+) -> tables.Table:
+  """Yardsticks, blocks of merges, and the best merge from few bits."""
   columns = [
     tables.Column(name='normalized', label='normalised'),
     tables.Column(name='default', label='without validation'),
@@ -36,64 +41,65 @@ def build_table(config: configs.Config, scores: scoring.Scores) -> tables.Table:
       'Accuracy in percent: whole answers that are exactly right, on'
       f' {config.test_size} problems of each task from the test split.'
       ' Normalised: divided by the accuracy of the single expert, averaged'
-      ' over tasks. Coefficients were chosen for each seed on'
+      ' over tasks (in the tangent space, of the single expert trained there).'
+      ' Coefficients were chosen for each seed on'
       f' {config.validation_size} problems of each task from the'
       ' validation split; "without validation" is the normalised accuracy'
       ' with a fixed default instead. Neither split is ever trained on; all'
       ' seeds are scored on the same problems.'
     ),
   )
-  rows = {row: scores.test[row] for row in scoring.YARDSTICKS}
-  _add_rows(table, config, scores, 'yardsticks', rows)
-  rows = {method.name: scores.test[method.name] for method in METHODS}
-  _add_rows(table, config, scores, 'merges', rows, ranked=True)
-  rows = {
-    f'{scores.best}, {bits}': accuracy
-    for bits, accuracy in scores.stored.items()
-  }
-  _add_rows(table, config, scores, _FEW_BITS, rows)
+  merges = scores.merges
+  group = table.add_group('yardsticks', ranked=False)
+  for row, accuracy in scores.yardsticks.items():
+    table.add_row(group, row, _cells(merges, accuracy))
+  for kind, block in scores.blocks.items():
+    if block.others:
+      group = table.add_group(f'yardsticks: {kind}', ranked=False)
+      for row, accuracy in block.others.items():
+        table.add_row(group, row, _cells(block, accuracy))
+    group = table.add_group(block.title, ranked=kind != 'protect')
+    for row, result in block.results.items():
+      cells = _cells(block, result.test)
+      if result.default is not None:
+        cells['default'] = block.normalized(result.default)
+      table.add_row(group, row, cells)
+  group = table.add_group(_FEW_BITS, ranked=False)
+  for bits, accuracy in scores.stored.items():
+    row = f'{merges.best}, {bits}'
+    table.add_row(group, row, _cells(merges, accuracy))
   return table
 
 
-def _add_rows(
-  table: tables.Table,
-  config: configs.Config,
-  scores: scoring.Scores,
-  heading: str,
-  rows: Mapping[str, np.ndarray],
-  *,
-  ranked: bool = False,
-) -> None:
-  group = table.add_group(heading, ranked=ranked)
-  for row, accuracy in rows.items():
-    values: dict[str, Any] = {
-      'normalized': scores.normalized(accuracy),
-      'mean': accuracy.mean(axis=1),
-      **dict(zip(config.tasks, accuracy.T, strict=True)),
-    }
-    if row in scores.default:
-      values['default'] = scores.normalized(scores.default[row])
-    table.add_row(group, row, values)
+def _cells(block: scores_lib.Block, accuracy: np.ndarray) -> dict[str, Any]:
+  return {
+    'normalized': block.normalized(accuracy),
+    'mean': accuracy.mean(axis=1),
+    **dict(zip(block.tasks, accuracy.T, strict=True)),
+  }
 
 
 def draw_figures(
-  config: configs.Config, scores: scoring.Scores
+  config: configs.Config, scores: scores_lib.Scores
 ) -> Mapping[str, tuple[bytes, str]]:
   """PNG and caption of each figure, by file name."""
-  accuracies = {row: scores.test[row] for row in scoring.YARDSTICKS}
-  accuracies |= {method.name: scores.test[method.name] for method in METHODS}
-  accuracies |= {f'{scores.best}, {k}': v for k, v in scores.stored.items()}
+  groups = [scores.yardsticks]
+  for block in scores.blocks.values():
+    tests = {name: result.test for name, result in block.results.items()}
+    rows = {**block.others, **tests}
+    prefix = 'tangent: ' if block is scores.blocks.get('tangent') else ''
+    groups.append(
+      {f'{prefix}{k}': _spread(config, block, x) for k, x in rows.items()}
+    )
+  best = scores.merges.best
+  groups.append({f'{best}, {k}': v for k, v in scores.stored.items()})
   names = [name.replace('_', ' ') for name in config.tasks]
-  values = np.stack([x.mean(axis=0) for x in accuracies.values()])
   heatmap = plots.heatmap(
-    values,
-    list(accuracies),
+    np.stack([x.mean(axis=0) for rows in groups for x in rows.values()]),
+    [name for rows in groups for name in rows],
     names,
     label='exact answers, %',
-    breaks=(
-      len(scoring.YARDSTICKS),
-      len(scoring.YARDSTICKS) + len(METHODS),
-    ),
+    breaks=list(itertools.accumulate(map(len, groups[:-1]))),
   )
   cosines = plots.matrix(scores.cosines.mean(axis=0), names)
   figures = {
@@ -113,33 +119,77 @@ def draw_figures(
   curve = _draw_curves(config, scores)
   if curve is not None:
     figures['coefficients.png'] = curve
+  if scores.disentanglement:
+    figures['disentanglement.png'] = _draw_disentanglement(config, scores)
   return figures
 
 
+def _draw_disentanglement(
+  config: configs.Config, scores: scores_lib.Scores
+) -> tuple[bytes, str]:
+  first, second = (name.replace('_', ' ') for name in sorted(config.tasks[:2]))
+  titles = {'experts': 'fine-tuned', 'tangent': 'in the tangent space'}
+  figure = plots.fields(
+    {titles[stage]: x for stage, x in scores.disentanglement.items()},
+    disentanglement.ALPHAS,
+    disentanglement.ALPHAS,
+    x_label=f'coefficient of {second}',
+    y_label=f'coefficient of {first}',
+    label='disentanglement error',
+    limits=(0.0, 2.0),
+    mark=(1.0, 1.0),
+  )
+  return plots.to_png(figure), (
+    'Disentanglement error of two experts of the first seed: the share of'
+    ' problems of each task that are answered otherwise once the other task'
+    ' vector is added too, summed over both, so 0 to 2. The cross is at (1, 1),'
+    ' both experts whole.'
+  )
+
+
+def _spread(
+  config: configs.Config, block: scores_lib.Block, accuracy: np.ndarray
+) -> np.ndarray:
+  """Accuracies of a block's tasks among all: f64[seeds, all tasks]."""
+  full = np.full((len(accuracy), len(config.tasks)), np.nan)
+  full[:, [config.tasks.index(name) for name in block.tasks]] = accuracy
+  return full
+
+
 def _draw_curves(
-  config: configs.Config, scores: scoring.Scores
+  config: configs.Config, scores: scores_lib.Scores
 ) -> tuple[bytes, str] | None:
   """Normalised validation accuracy against the scaling coefficient.
 
-  A method whose settings vary in more than `scale` gives one line for each
-  combination of the others.
+  Of task arithmetic and the best methods with a coefficient, each with its best
+  other settings.
   """
   series: dict[str, tuple[list[float], np.ndarray]] = {}
+  tops: dict[str, float] = {}
   for method in METHODS:
-    values = scores.validation_scores[method.name]
+    values = scores.merges.results.get(method.name)
     lines: dict[str, list[int]] = {}
     for i, setting in enumerate(method.settings):
       if 'scale' in setting:
         rest = [f'{k} {v:g}' for k, v in setting.items() if k != 'scale']
         lines.setdefault(', '.join([method.name, *rest]), []).append(i)
-    for name, index in lines.items():
-      scales = [method.settings[i]['scale'] for i in index]
-      series[name] = scales, values[:, index]
+    if values is None or not lines:
+      continue
+    means = values.validation.mean(axis=0)
+    name = max(lines, key=lambda line: means[lines[line]].max())
+    if len(lines[name]) < 3:
+      continue
+    index = sorted(lines[name], key=lambda i: method.settings[i]['scale'])
+    scales = [method.settings[i]['scale'] for i in index]
+    series[name] = scales, values.validation[:, index]
+    first = method.recipe == 'task_arithmetic'
+    tops[name] = np.inf if first else means[index].max()
   if not series:
     return None
+  shown = sorted(tops, key=tops.__getitem__, reverse=True)[:_CURVES]
   base = scores.validation_base.mean()
   figure = plots.curves(
-    {name: (x, 100 * y) for name, (x, y) in series.items()},
+    {name: (series[name][0], 100 * series[name][1]) for name in shown},
     x_label='scaling coefficient',
     y_label='normalised accuracy on validation, %',
     levels={'base': 100 * float(base)},
@@ -147,9 +197,11 @@ def _draw_curves(
   )
   return plots.to_png(figure), (
     'Normalised accuracy on the validation split against the scaling'
-    f' coefficient: mean and standard deviation over {_seeds(config)}. Task'
-    ' arithmetic and DARE scale the sum of task vectors, so that averaging'
-    f' is {1 / len(config.tasks):g}; TIES scales a mean of those that agree.'
+    f' coefficient: mean and standard deviation over {_seeds(config)}, for task'
+    f' arithmetic and the {len(shown) - 1} best of the other methods that have'
+    ' one. What the coefficient multiplies differs: a sum of task vectors'
+    f' (averaging is then {1 / len(config.tasks):g}), a mean of those that'
+    ' agree, a sum with a levelled spectrum.'
   )
 
 
@@ -157,16 +209,17 @@ def _seeds(config: configs.Config) -> str:
   return '1 seed' if config.seeds == 1 else f'{config.seeds} seeds'
 
 
-def findings(config: configs.Config, scores: scoring.Scores) -> list[str]:
+def findings(config: configs.Config, scores: scores_lib.Scores) -> list[str]:
   """What the numbers say, in sentences computed from them."""
 
   def say(accuracy: np.ndarray) -> str:
-    score = 100 * scores.normalized(accuracy)
+    score = 100 * scores.merges.normalized(accuracy)
     spread = f' ± {score.std(ddof=1):.1f}' if config.seeds > 1 else ''
     return f'{score.mean():.1f}{spread}'
 
   def against(accuracy: np.ndarray, other: np.ndarray) -> str:
-    gain = 100 * (scores.normalized(accuracy) - scores.normalized(other))
+    normalized = scores.merges.normalized
+    gain = 100 * (normalized(accuracy) - normalized(other))
     if config.seeds == 1:
       return f'{gain.mean():+.1f} points, with one seed'
     return (
@@ -174,44 +227,59 @@ def findings(config: configs.Config, scores: scoring.Scores) -> list[str]:
       f' {int((gain > 0).sum())} of {config.seeds} seeds'
     )
 
-  test = scores.test
-  best = test[scores.best]
-  experts = 100 * scores.test['experts'].mean()
-  base = 100 * scores.test['base'].mean()
+  yardsticks, merges = scores.yardsticks, scores.merges
+  best, average = merges.results[merges.best], merges.results['average']
+  experts = 100 * yardsticks['experts'].mean()
+  base = 100 * yardsticks['base'].mean()
   sentences = [
     f"Room: single experts answer {experts:.1f} % of their own task's problems"
     f' exactly, the base {base:.1f} %; normalised, the base scores'
-    f' {say(test["base"])}.',
-    f'The best merge on validation is {scores.best}, at {say(best)}. Averaging'
-    f' scores {say(test["average"])}; {scores.best} against it is'
-    f' {against(best, test["average"])}.',
-    f'Joint training reaches {say(test["joint training"])}; an ensemble of all'
-    f' experts, {len(config.tasks)} times as large,'
-    f' {say(test["ensemble of experts"])}.',
+    f' {say(yardsticks["base"])}.',
+    f'The best merge on validation is {merges.best}, at {say(best.test)}.'
+    f' Averaging scores {say(average.test)}; {merges.best} against it is'
+    f' {against(best.test, average.test)}.',
+    f'Joint training reaches {say(yardsticks["joint training"])}; an ensemble'
+    f' of all experts, {len(config.tasks)} times as large,'
+    f' {say(yardsticks["ensemble of experts"])}.',
   ]
+  edges = []
   for method in METHODS:
     scales = [s['scale'] for s in method.settings if 'scale' in s]
-    if len(set(scales)) < 3:
+    if method.name not in merges.results or len(set(scales)) < 3:
       continue
-    picked = [scales[i] for i in scores.chosen[method.name]]
+    picked = [each['scale'] for each in merges.results[method.name].chosen]
     inside = sum(min(scales) < scale < max(scales) for scale in picked)
+    if inside < len(picked):
+      edges.append(f'{method.name} ({_listed(picked)})')
+  sentences.append(
+    'The scaling coefficient that validation chooses lies inside the range'
+    ' that was searched for every method and seed.'
+    if not edges
+    else 'Validation chooses a scaling coefficient at an end of the range that'
+    f' was searched for {", ".join(edges)}: a wider range may do better.'
+  )
+  if 'tangent' in scores.blocks:
+    tangent = scores.blocks['tangent']
+    single = 100 * tangent.experts.mean()
+    top = tangent.results[tangent.best].test
     sentences.append(
-      f'The scaling coefficient of {method.name} that validation chooses is'
-      f' {_listed(picked)}: inside the range searched'
-      f' ({min(scales):g} to {max(scales):g}) in {inside} of'
-      f' {config.seeds} seeds.'
+      f'Experts trained in the tangent space answer {single:.1f} % of their own'
+      f" task's problems; the best merge of them, {tangent.best}, keeps"
+      f' {100 * tangent.normalized(top).mean():.1f} % of that and answers'
+      f' {100 * top.mean():.1f} % (the best merge of the others'
+      f' {100 * best.test.mean():.1f} %).'
     )
   for bits, accuracy in scores.stored.items():
     sentences.append(
-      f'With task vectors in {bits}, {scores.best} scores {say(accuracy)};'
-      f' against full precision that is {against(accuracy, best)}.'
+      f'With task vectors in {bits}, {merges.best} scores {say(accuracy)};'
+      f' against full precision that is {against(accuracy, best.test)}.'
     )
   return sentences
 
 
 def write(
   config: configs.Config,
-  scores: scoring.Scores,
+  scores: scores_lib.Scores,
   *,
   directory: Path,
   starts: Any,
@@ -250,6 +318,7 @@ def write(
   captions = {
     'heatmap.png': 'Every model on every task',
     'coefficients.png': 'How far to go',
+    'disentanglement.png': 'How much two task vectors disturb each other',
     'cosines.png': 'How alike the task vectors are',
   }
   for name, heading in captions.items():

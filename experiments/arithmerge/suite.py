@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from arithmetic import tokenizers
 from arithmetic import transformer
 from experiments.configs import arithmerge as configs
 from experiments.runtime import errors
+import merging
 
 # Operands take the width of the largest level and are written least significant
 # digit first, so that a digit of one weight always stands in one place.
@@ -61,6 +63,38 @@ class Suite:
     batch, for_training = lines
     logits = self.logits(params, batch.tokens)
     return evaluation.answer_loss(logits, batch, for_training)
+
+  def linear_logits(
+    self,
+    base: transformer.Params,
+    params: transformer.Params,
+    tokens: jax.Array,
+  ) -> jax.Array:
+    """The same of the decoder that is linearised at the base."""
+    return merging.tangent.linearize(self.logits, base)(params, tokens)
+
+  def linear_loss(
+    self, base: transformer.Params, params: transformer.Params, lines: Lines
+  ) -> jax.Array:
+    """The same for the decoder that is linearised at the base."""
+    batch, for_training = lines
+    logits = self.linear_logits(base, params, batch.tokens)
+    return evaluation.answer_loss(logits, batch, for_training)
+
+  def symmetries(self, params: transformer.Params) -> merging.symmetry.Spec:
+    """What of the decoder can be written otherwise without changing it."""
+    rotary = self.model.positions == 'rotary'
+    return merging.symmetry.decoder(
+      params,
+      blocks=r'blocks_\d+',
+      perceptron={'writers': ['up'], 'readers': ['down']},
+      attention={
+        'heads': self.model.heads,
+        'packed': 'attention/query_key_value',
+        'output': 'attention/output',
+        'positions': 'rotary' if rotary else 'none',
+      },
+    )
 
   def draw_task(
     self, task: task_lib.Task, training: configs.Training
@@ -120,12 +154,17 @@ class Suite:
     self, params: transformer.Params, problems: layouts.Batch
   ) -> jax.Array:
     """The share of problems answered exactly: f32[tasks]."""
+    return _exact(functools.partial(self.logits, params), problems)
 
-    def one_task(batch: layouts.Batch) -> jax.Array:
-      right = evaluation.exact_match(self.logits(params, batch.tokens), batch)
-      return jnp.mean(right.astype(jnp.float32))
-
-    return jax.lax.map(one_task, problems)
+  def linear_accuracy(
+    self,
+    base: transformer.Params,
+    params: transformer.Params,
+    problems: layouts.Batch,
+  ) -> jax.Array:
+    """The same for the decoder that is linearised at the base."""
+    logits = functools.partial(self.linear_logits, base, params)
+    return _exact(logits, problems)
 
   def ensemble_accuracy(
     self, members: transformer.Params, problems: layouts.Batch
@@ -140,12 +179,11 @@ class Suite:
       f32[tasks].
     """
 
-    def one_task(batch: layouts.Batch) -> jax.Array:
-      logits = jax.lax.map(lambda p: self.logits(p, batch.tokens), members)
-      right = evaluation.exact_match(jnp.mean(logits, axis=0), batch)
-      return jnp.mean(right.astype(jnp.float32))
+    def logits(tokens: jax.Array) -> jax.Array:
+      each = jax.lax.map(lambda p: self.logits(p, tokens), members)
+      return jnp.mean(each, axis=0)
 
-    return jax.lax.map(one_task, problems)
+    return _exact(logits, problems)
 
   def _lines(
     self,
@@ -192,6 +230,18 @@ class Suite:
       f' levels weighted {self._config.test_level_weights}; lower {split}_size'
       f' from {count}, or test a larger level'
     )
+
+
+def _exact(
+  logits: Callable[[jax.Array], jax.Array], problems: layouts.Batch
+) -> jax.Array:
+  """The share of problems of each task that a model answers exactly."""
+
+  def one_task(batch: layouts.Batch) -> jax.Array:
+    right = evaluation.exact_match(logits(batch.tokens), batch)
+    return jnp.mean(right.astype(jnp.float32))
+
+  return jax.lax.map(one_task, problems)
 
 
 def _as_rows(operands: Sequence[task_lib.Digits]) -> np.ndarray:

@@ -106,6 +106,10 @@ class Config:
     joint_steps: Steps of the model trained on all tasks from the base, with
       the experts' other settings; the presets give it the experts' steps
       together.
+    methods: Rows of merges, by name; all there are if none is named. Averaging
+      and task arithmetic, which others are compared with, are always there.
+    tangent: Whether experts are also trained, merged and scored in the tangent
+      space of the base.
     test_level_weights: The level of the problems that are scored.
     validation_size: Problems of each task on which coefficients are chosen.
     test_size: Problems of each task on which the table reports.
@@ -120,6 +124,8 @@ class Config:
   base: Training
   expert: Training
   joint_steps: int
+  methods: tuple[str, ...] = ()
+  tangent: bool = False
   test_level_weights: tuple[float, ...] = (0, 0, 1)
   validation_size: int = 256
   test_size: int = 512
@@ -136,6 +142,12 @@ class Config:
         tasks.get(unknown[0])
       except KeyError as error:
         raise ValueError(f'tasks: {error.args[0]}') from None
+    from experiments.arithmerge import methods
+
+    try:
+      methods.named(self.methods)
+    except KeyError as error:
+      raise ValueError(f'methods: {error.args[0]}') from None
     if len(set(self.tasks)) < len(self.tasks) or len(self.tasks) < 2:
       raise ValueError(f'tasks are two or more different ones: {self.tasks}')
     _at_least(
@@ -199,10 +211,25 @@ _TWENTY = (
 )
 
 
+def everything() -> Config:
+  """`cpu` with all methods, and experts in the tangent space too."""
+  return dataclasses.replace(cpu(), methods=(), tangent=True)
+
+
 def cpu() -> Config:
   """Two cores, minutes: what `make demo` runs."""
   return Config(
     tasks=_EIGHT,
+    methods=(
+      'TIES',
+      'DARE',
+      'DARE-TIES',
+      'Consensus',
+      'TSV-M',
+      'Iso-C',
+      'TALL masks',
+      'SLERP',
+    ),
     base=Training(
       steps=1500,
       learning_rate=2e-3,
@@ -218,6 +245,7 @@ def smoke() -> Config:
   """Seconds: every part runs, nothing is learned well."""
   return Config(
     tasks=('addition', 'maximum', 'copying'),
+    methods=('TIES', 'DARE', 'TSV-M', 'TALL masks', 'SLERP'),
     seeds=2,
     model=Model(layers=1, heads=2, width=32),
     base=Training(
@@ -243,6 +271,7 @@ def full() -> Config:
   """An accelerator: 20 tasks, 8 seeds, a wider and deeper decoder."""
   return Config(
     tasks=_TWENTY,
+    tangent=True,
     seeds=8,
     model=Model(layers=4, heads=8, width=256),
     base=Training(
@@ -267,4 +296,4 @@ def full() -> Config:
   )
 
 
-PRESETS = {'smoke': smoke, 'cpu': cpu, 'full': full}
+PRESETS = {'smoke': smoke, 'cpu': cpu, 'all': everything, 'full': full}

@@ -225,6 +225,53 @@ def curves(
   return figure
 
 
+def fields(
+  panels: 'Mapping[str, ArrayLike]',
+  x: 'ArrayLike',
+  y: 'ArrayLike',
+  *,
+  x_label: str = '',
+  y_label: str = '',
+  label: str = '',
+  limits: tuple[float, float] | None = None,
+  mark: tuple[float, float] | None = None,
+) -> 'Figure':
+  """Draws functions of two variables side by side, in one scale of colours.
+
+  Args:
+    panels: Title to values, [y, x].
+    x: [x], evenly spaced.
+    y: [y], evenly spaced.
+    x_label: With the unit.
+    y_label: With the unit.
+    label: What the values are, beside the colour bar.
+    limits: The values at the two ends of the colours; the data's by default.
+    mark: A point to mark with a cross.
+
+  Returns:
+    A figure with one square panel for each function.
+  """
+  x, y = (np.asarray(each, np.float64) for each in (x, y))
+  values = {
+    name: _numbers(each, (len(y), len(x)), name)
+    for name, each in panels.items()
+  }
+  low, high = limits or _limits(np.stack(list(values.values())))
+  with _figure((2.9 * len(values) + 1.0, 3.1)) as figure:
+    axes = figure.subplots(1, len(values), squeeze=False, sharey=True)[0]
+    for each, (name, field) in zip(axes, values.items(), strict=True):
+      shown = each.pcolormesh(
+        x, y, field, cmap='YlGnBu', vmin=low, vmax=high, shading='nearest'
+      )
+      if mark is not None:
+        each.plot(*mark, marker='+', color='#D55E00', markersize=9)
+      each.set_aspect('equal')
+      each.set(title=name, xlabel=x_label)
+    axes[0].set_ylabel(y_label)
+    _color_bar(figure, list(axes), shown, label)
+  return figure
+
+
 def to_png(figure: 'Figure', *, dpi: int = 200) -> bytes:
   """Returns the figure as PNG; the same figure gives the same bytes."""
   buffer = io.BytesIO()
@@ -329,7 +376,10 @@ def _cells(
 
 
 def _color_bar(
-  figure: 'Figure', axes: 'Axes', cells: 'ScalarMappable', label: str
+  figure: 'Figure',
+  axes: 'Axes | list[Axes]',
+  cells: 'ScalarMappable',
+  label: str,
 ) -> None:
   bar = figure.colorbar(cells, ax=axes, shrink=0.7, aspect=22, pad=0.02)
   bar.outline.set_visible(False)

@@ -13,14 +13,26 @@ from merging import patterns
 from merging import references
 from merging import transform
 
-_RESCALES = ('expectation', 'l1', 'l2', 'linf', 'none')
+RESCALES = ('expectation', 'l1', 'l2', 'linf', 'none')
+
+
+class Masks(NamedTuple):
+  """What random masks are drawn from.
+
+  Attributes:
+    key: Random key.
+    paths: A number for each leaf, `u32[leaves]`.
+    models: A number for each expert, `u32[models]`.
+  """
+
+  key: jax.Array
+  paths: np.ndarray
+  models: np.ndarray
 
 
 class _State(NamedTuple):
   rate: float | jax.Array
-  key: jax.Array
-  paths: np.ndarray  # u32[leaves]
-  models: np.ndarray  # u32[models]
+  masks: Masks
 
 
 @references.cited
@@ -72,20 +84,15 @@ def drop_and_rescale(
     Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch".
     ICML 2024. arXiv:2311.03099.
   """
-  patterns.check_option('drop_and_rescale', 'rescale', rescale, _RESCALES)
+  patterns.check_option('drop_and_rescale', 'rescale', rescale, RESCALES)
   if not isinstance(rate, jax.Array) and not 0 <= rate < 1:
     raise ValueError(
       f'drop_and_rescale: rate is {rate}, expected 0 <= rate < 1'
     )
-  if not isinstance(key, jax.Array):
-    raise TypeError(
-      f'drop_and_rescale: key is {key!r}, expected a random key such as '
-      'jax.random.key(0)'
-    )
+  check_key('drop_and_rescale', key)
 
   def init(specs, models):
-    paths = hashes([spec.path for spec in specs])
-    return _State(rate, key, paths, hashes(models))
+    return _State(rate, masks_from(key, specs, models))
 
   return transform.MergeTransform(init, (), transform.bind(_drop, rescale))
 
@@ -100,28 +107,73 @@ def hashes(names: Sequence[str]) -> np.ndarray:
   return np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
 
 
-def _drop(rescale, leaf, state, **extra):
-  if len(leaf.deltas) != len(state.models):
+def check_key(caller: str, key: jax.Array) -> None:
+  """Raises `TypeError` unless `key` may be a random key."""
+  if not isinstance(key, jax.Array):
+    raise TypeError(
+      f'{caller}: key is {key!r}, expected a random key such as '
+      'jax.random.key(0)'
+    )
+
+
+def masks_from(
+  key: jax.Array, specs: transform.Specs, models: transform.Models
+) -> Masks:
+  """Returns what the masks of these leaves and experts are drawn from."""
+  paths = hashes([spec.path for spec in specs])
+  return Masks(key, paths, hashes(models))
+
+
+def drop(
+  caller: str,
+  leaf: transform.Leaf,
+  masks: Masks,
+  keep_rates: jax.Array | Sequence[jax.Array],
+  rescale: str,
+) -> transform.Leaf:
+  """Drops entries of a leaf at random, and scales up those that are left.
+
+  Args:
+    caller: Name for error messages.
+    leaf: The leaf, with the deltas of all experts.
+    masks: What the masks are drawn from.
+    keep_rates: Probability of keeping an entry, `f32[]`; or, for each expert,
+      of keeping each entry, `f32[*shape]`.
+    rescale: See `drop_and_rescale`.
+
+  Returns:
+    The leaf with fewer changes.
+  """
+  if len(leaf.deltas) != len(masks.models):
     raise ValueError(
-      f'drop_and_rescale: {len(leaf.deltas)} deltas of {len(state.models)} '
+      f'{caller}: {len(leaf.deltas)} deltas of {len(masks.models)} '
       'experts; drop before the experts are combined'
     )
-  path = jnp.asarray(state.paths)[leaf.index]
-  leaf_key = jax.random.fold_in(state.key, path)
-  keep_rate = 1 - jnp.asarray(state.rate, jnp.float32)
+  path = jnp.asarray(masks.paths)[leaf.index]
+  leaf_key = jax.random.fold_in(masks.key, path)
+  shape = leaf.base.shape
+  one_rate = isinstance(keep_rates, jax.Array)
 
-  def keep_of(model):
+  def keep_of(drawn):
+    model, rate = drawn
     key = jax.random.fold_in(leaf_key, model)
-    return jax.random.bernoulli(key, keep_rate, leaf.base.shape)
+    return jax.random.bernoulli(key, keep_rates if one_rate else rate, shape)
 
   # One expert after the other: `vmap` would mix the keys of some generators.
-  keeps = jax.lax.map(keep_of, jnp.asarray(state.models))
+  rates = None if one_rate else jnp.stack(keep_rates)
+  keeps = jax.lax.map(keep_of, (jnp.asarray(masks.models), rates))
   deltas = []
-  for delta, keep in zip(leaf.deltas, keeps, strict=True):
-    kept = jnp.where(keep, delta, jnp.zeros_like(delta))
-    factor = _factor(rescale, keep_rate, delta, kept)
+  for i, delta in enumerate(leaf.deltas):
+    kept = jnp.where(keeps[i], delta, jnp.zeros_like(delta))
+    rate = keep_rates if one_rate else keep_rates[i]
+    factor = _factor(rescale, rate, delta, kept)
     deltas.append(kept if factor is None else factor * kept)
   return leaf._replace(deltas=tuple(deltas))
+
+
+def _drop(rescale, leaf, state, **extra):
+  keep_rate = 1 - jnp.asarray(state.rate, jnp.float32)
+  return drop('drop_and_rescale', leaf, state.masks, keep_rate, rescale)
 
 
 def _factor(rescale, keep_rate, delta, kept):
@@ -130,7 +182,9 @@ def _factor(rescale, keep_rate, delta, kept):
   if rescale == 'expectation':
     # A factor, not a divisor: XLA turns division by a constant into one, and
     # the bits would depend on whether the rate is a constant.
-    return (1 / keep_rate).astype(delta.dtype)
+    some = keep_rate > 0
+    inverse = jnp.where(some, 1 / jnp.where(some, keep_rate, 1), 0)
+    return inverse.astype(delta.dtype)
   before, after = _norm(rescale, delta), _norm(rescale, kept)
   some = after > 0
   return jnp.where(some, before / jnp.where(some, after, 1), 1)

@@ -47,7 +47,8 @@ def trim(
       `int(density * n)`, and all that equal it; in bfloat16 models, where many
       magnitudes are equal, that can be far more. `'index'` keeps exactly
       `int(density * n)`, and of equal ones the first, in the order of the
-      sorted paths and then of the entries (mergekit leaves it to the sort).
+      sorted paths and then of the entries (mergekit leaves it to the sort, and
+      keeps at least one entry of each tensor).
 
   Returns:
     The transform.

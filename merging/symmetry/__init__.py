@@ -14,6 +14,7 @@ from merging.symmetry.spec import decoder as decoder
 from merging.symmetry.spec import perceptron as perceptron
 from merging.symmetry.spec import positions as positions
 from merging.symmetry.spec import Space as Space
+from merging.symmetry.spec import Spec as Spec
 from merging.symmetry.unmergeable import merge_lock as merge_lock
 from merging.symmetry.unmergeable import Protected as Protected
 from merging.symmetry.unmergeable import (

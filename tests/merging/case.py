@@ -34,6 +34,8 @@ class Merge:
       program and the same merge leaf by leaf: 0, unless XLA may order its sums
       of products otherwise there.
     still: Difference allowed to the base if all experts equal it.
+    variant: Whether this is an option of a method that is another row, which
+      fast tests only compare with the oracle.
     kinds: Kinds of models for which the oracle is unique. A singular vector of
       a repeated singular value is not, as those of a 'lattice' often are.
   """
@@ -50,6 +52,7 @@ class Merge:
   sharded: float = 0.0
   compiled: float = 0.0
   still: float = 0.0
+  variant: bool = False
   kinds: tuple[str, ...] = ('generic', 'lattice')
 
   def models(self, kind: str = 'generic', **settings: Any) -> Any:

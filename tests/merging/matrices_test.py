@@ -29,7 +29,7 @@ def test_both_layouts_show_a_matrix_alike():
   )
   np.testing.assert_array_equal(flax['wide'], torch['wide'].T)
   by_pattern = merging.merge(
-    merging.on_matrices(inner, layout={'head': 'in_out', '.': 'out_in'}),
+    merging.on_matrices(inner, layout={'bias': 'in_out', '.': 'out_in'}),
     turn(base),
     {name: turn(each) for name, each in experts.items()},
   )
@@ -61,6 +61,30 @@ def test_what_is_no_matrix_has_a_policy(otherwise, expected):
     np.testing.assert_allclose(merged[name], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize('shape', [(2, 3), (3, 3)])
+def test_data_come_in_the_frame_too(shape):
+  rng = np.random.default_rng(0)
+
+  def draw():
+    return {'w': jnp.asarray(rng.random(shape).astype(np.float32))}
+
+  base, experts = draw(), {'x': draw(), 'y': draw()}
+  weights = {'x': draw(), 'y': draw()}
+  for layout in ('in_out', 'out_in'):
+    transform = merging.on_matrices(merging.weighted_mean(), layout=layout)
+    merged = merging.merge(transform, base, experts, importance=weights)
+    mass = weights['x']['w'] + weights['y']['w']
+    expected = sum(weights[k]['w'] * experts[k]['w'] for k in 'xy') / mass
+    np.testing.assert_allclose(merged['w'], expected, rtol=1e-5)
+
+
+def test_a_policy_without_leaves_may_need_statistics():
+  base, expert = {'w': jnp.zeros((2, 2))}, {'w': jnp.ones((2, 2))}
+  transform = merging.on_matrices(merging.total(), merging.ties())
+  merged = merging.merge(transform, base, {'e': expert})
+  np.testing.assert_array_equal(merged['w'], expert['w'])
+
+
 def test_observers_see_matrices_only_and_in_the_frame():
   base = {'w': jnp.zeros((2, 3)), 'b': jnp.zeros(7)}
   expert = {'w': jnp.arange(6.0).reshape(2, 3), 'b': 100 * jnp.ones(7)}
@@ -88,7 +112,13 @@ def test_mistakes_are_named():
   with pytest.raises(
     ValueError, match=r"no pattern of the layout.*matches 'w'"
   ):
-    run(merging.on_matrices(merging.total(), layout={'kernel': 'in_out'}))
+    run(merging.on_matrices(merging.total(), layout={'b': 'in_out'}))
+  with pytest.raises(ValueError, match="no leaf matches 'kernel'"):
+    run(
+      merging.on_matrices(
+        merging.total(), layout={'kernel': 'out_in', '.': 'in_out'}
+      )
+    )
   with pytest.raises(ValueError, match="no leaf matches 'blocks'"):
     run(merging.unstacked(merging.total(), 'blocks'))
   scalar = {'s': jnp.zeros(())}

@@ -16,14 +16,24 @@ from tests.merging import drive
 from tests.merging import oracles
 from tests.merging import table
 
-every_merge = pytest.mark.parametrize(
-  'case', table.MERGES, ids=lambda case: case.name
-)
-varied = pytest.mark.parametrize(
-  'case',
-  [case for case in table.MERGES if case.vary],
-  ids=lambda case: case.name,
-)
+
+def rows(cases):
+  """Parametrizes a test by rows; options of a method are for slow runs."""
+  return pytest.mark.parametrize(
+    'case',
+    [
+      pytest.param(
+        case,
+        id=case.name,
+        marks=[pytest.mark.slow] if case.variant else [],
+      )
+      for case in cases
+    ],
+  )
+
+
+every_merge = rows(table.MERGES)
+varied = rows([case for case in table.MERGES if case.vary])
 
 
 def floats(params):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.arithmerge import methods
-from experiments.arithmerge import scoring
+from experiments.arithmerge import scores as scoring
 import merging
 
 BY_NAME = {method.name: method for method in methods.METHODS}

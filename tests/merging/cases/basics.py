@@ -73,6 +73,7 @@ MERGES = (
     'task_arithmetic_by_name',
     lambda: merging.task_arithmetic(WEIGHTS),
     lambda taus: oracles.weighted_sum(taus, WEIGHTS),
+    variant=True,
   ),
   Merge(
     'negate',
@@ -105,6 +106,7 @@ MERGES = (
     lambda: merging.ties(0.3, scope='tensor', zero='keep'),
     lambda taus: oracles.ties(taus, 0.3, scope='tensor', zero='keep'),
     vary=lambda density: merging.ties(density, scope='tensor', zero='keep'),
+    variant=True,
   ),
   Merge(
     'ties_mergekit',
@@ -112,11 +114,13 @@ MERGES = (
     lambda taus: oracles.ties(
       taus, 0.5, scope='tensor', ties='index', zero='positive'
     ),
+    variant=True,
   ),
   Merge(
     'ties_sum',
     lambda: merging.ties(0.2, 0.3, combine='sum'),
     lambda taus: oracles.ties(taus, 0.2, 0.3, combine='sum'),
+    variant=True,
   ),
   Merge(
     'dare_task_arithmetic',
@@ -136,6 +140,7 @@ MERGES = (
     ),
     lambda taus: oracles.total(oracles.drop(taus, 0.5, KEY, 'l1')),
     sharded=1e-6,
+    variant=True,
   ),
   Merge(
     'masked',

@@ -1,0 +1,309 @@
+"""Means and paths on spheres: directions are averaged apart from lengths.
+
+Each leaf (or each row of a matrix) is a vector `x_t` of a length `n_t` and a
+direction `u_t = x_t / n_t`, either the parameters themselves, base and delta,
+or the deltas. Every merge here is a sum `sum_t c_t x_t`: what differs is how
+the coefficients follow from angles. For parameters, the sum is taken as
+`(sum_t c_t - 1) base + sum_t c_t delta_t`, so that small changes of large
+parameters keep their digits.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from merging import transform
+from merging.combine import interpolate
+
+Of = Literal['parameters', 'deltas']
+
+_PARALLEL = 1e-6  # Sine of an angle that is no angle in float32.
+
+
+def _norm(x, axis=None):
+  """The length along an axis, which is kept with a size of 1."""
+  return _root(jnp.sum(x * x, axis=axis, keepdims=True))
+
+
+def _root(x):
+  """The square root, with gradient 0 at 0."""
+  some = x > 0
+  return jnp.where(some, jnp.sqrt(jnp.where(some, x, 1)), 0)
+
+
+def _inverse(x):
+  """Returns `1 / x`, and 0 where `x` is."""
+  some = x != 0
+  return jnp.where(some, 1 / jnp.where(some, x, 1), 0)
+
+
+def _sum_of(coefficients, vectors):
+  pairs = zip(coefficients, vectors, strict=True)
+  return transform.add_deltas([c * x for c, x in pairs])
+
+
+def _vectors(of, base, deltas):
+  if of == 'deltas':
+    return deltas
+  return tuple(base + delta for delta in deltas)
+
+
+def _combine(of, leaf, coefficients):
+  """Returns the leaf with the delta of `sum_t c_t x_t`."""
+  delta = _sum_of(coefficients, leaf.deltas)
+  if of == 'parameters':
+    delta = (transform.add_deltas(coefficients) - 1) * leaf.base + delta
+  return leaf._replace(deltas=(delta,))
+
+
+class GreatCircle(NamedTuple):
+  """State of a path along a great circle.
+
+  Attributes:
+    where: Which models it leads between.
+    t: How far along, 0 at the beginning and 1 at the end; `f32[]`.
+    threshold: Cosine from which on the path is straight; `f32[]`.
+  """
+
+  where: interpolate.Ends
+  t: float | jax.Array
+  threshold: float | jax.Array
+
+
+def great_circle(
+  caller: str,
+  of: Of,
+  axis: int | None,
+  leaf: transform.Leaf,
+  state: GreatCircle,
+  **extra: object,
+) -> transform.Leaf:
+  """The update of `slerp` and `nuslerp`; all before `leaf` is static.
+
+  Args:
+    caller: Name for error messages.
+    of: What the vectors are.
+    axis: The axis along which they lie, or `None` for the whole leaf.
+    leaf: The leaf.
+    state: The path.
+    **extra: Data of other transforms.
+
+  Returns:
+    The leaf, with one delta.
+  """
+  start, end = interpolate.deltas_at(caller, state.where, leaf.deltas)
+  a, b = _vectors(of, leaf.base, (start, end))
+  norms = _norm(a, axis), _norm(b, axis)
+  u, v = a * _inverse(norms[0]), b * _inverse(norms[1])
+  # Unlike the arc cosine of a product, this is accurate at every angle.
+  apart, together = _norm(u - v, axis), _norm(u + v, axis)
+  lost = (norms[0] == 0) | (norms[1] == 0)
+  angle = 2 * jnp.arctan2(apart, jnp.where(lost, 1, together))
+  t = jnp.asarray(state.t, angle.dtype)
+  straight = (
+    lost
+    | (jnp.abs(jnp.cos(angle)) > jnp.asarray(state.threshold, angle.dtype))
+    | (jnp.abs(jnp.sin(angle)) < _PARALLEL)
+  )
+  angle = jnp.where(straight, 1, angle)
+  c_start = jnp.where(
+    straight, 1 - t, jnp.sin((1 - t) * angle) / jnp.sin(angle)
+  )
+  c_end = jnp.where(straight, t, jnp.sin(t * angle) / jnp.sin(angle))
+  delta = c_start * start + c_end * end
+  if of == 'parameters':
+    # Both coefficients less 1, without the cancellation of adding them up.
+    half = angle / 2
+    arc = 2 * jnp.sin((1 - t) * half) * jnp.sin(t * half) / jnp.cos(half)
+    delta = jnp.where(straight, 0, arc) * leaf.base + delta
+  return leaf._replace(deltas=(delta,))
+
+
+def normalised_mean(
+  of: Of, leaf: transform.Leaf, weights: jax.Array, **extra: object
+) -> transform.Leaf:
+  """The update of `multislerp`; `of` is static.
+
+  Args:
+    of: What the vectors are.
+    leaf: The leaf.
+    weights: Weights, `f32[models]`.
+    **extra: Data of other transforms.
+
+  Returns:
+    The leaf, with one delta.
+  """
+  _check_weights('multislerp', leaf, weights)
+  vectors = _vectors(of, leaf.base, leaf.deltas)
+  norms = [_norm(x) for x in vectors]
+  pull = [w * _inverse(n) for w, n in zip(weights, norms, strict=True)]
+  length = _norm(_sum_of(pull, vectors))
+  size = _sum_of(weights, norms)
+  # Directions that balance out have no mean; the straight one is left.
+  balanced = length <= _PARALLEL * jnp.sum(jnp.abs(weights))
+  ratio = size / jnp.where(balanced, 1, length)
+  coefficients = [
+    jnp.where(balanced, w, ratio * p)
+    for w, p in zip(weights, pull, strict=True)
+  ]
+  return _combine(of, leaf, coefficients)
+
+
+class Karcher(NamedTuple):
+  """State of an iteration on the sphere.
+
+  Attributes:
+    weights: Weights that add up to 1, `f32[models]`.
+    tol: Length of a step at which it stops, `f32[]`.
+  """
+
+  weights: jax.Array
+  tol: float | jax.Array
+
+
+def karcher_mean(
+  of: Of, max_iter: int, leaf: transform.Leaf, state: Karcher, **extra: object
+) -> transform.Leaf:
+  """The update of `karcher`; all before `leaf` is static.
+
+  All iterates are sums of the directions, so the iteration runs on coefficients
+  and one table of inner products, whatever the size of the leaf. The table is
+  of differences to a reference in their midst: directions of fine-tuned models
+  are so near that their own products would all be 1.
+
+  Args:
+    of: What the vectors are.
+    max_iter: Steps at most.
+    leaf: The leaf.
+    state: Weights and tolerance.
+    **extra: Data of other transforms.
+
+  Returns:
+    The leaf, with one delta.
+  """
+  _check_weights('karcher', leaf, state.weights)
+  vectors = _vectors(of, leaf.base, leaf.deltas)
+  norms = jnp.stack([_norm(x).ravel()[0] for x in vectors])
+  inverses = _inverse(norms)
+  # Not stacked: XLA then fuses the products of all pairs into few passes.
+  units = [x * inverse for x, inverse in zip(vectors, inverses, strict=True)]
+  alive = norms > 0
+  first = (jnp.arange(len(norms)) == jnp.argmax(alive)).astype(norms.dtype)
+  length = _norm(transform.add_deltas(units)).ravel()
+  # A sum that nearly cancels is no unit vector once it is made one.
+  reference = jnp.where(
+    length > 0.5, jnp.where(alive, 1 / jnp.maximum(length, 0.5), 0), first
+  )
+  middle = _sum_of(reference, units)
+  apart = [unit - middle for unit in units]
+  rows = [[jnp.sum(a * b) for b in apart[: i + 1]] for i, a in enumerate(apart)]
+  count = range(len(rows))
+  table = jnp.stack(
+    [jnp.stack([rows[max(i, j)][min(i, j)] for j in count]) for i in count]
+  )
+  coefficients = _on_sphere(
+    max_iter,
+    table,
+    jnp.where(alive, state.weights, 0),
+    first,
+    jnp.asarray(state.tol, norms.dtype),
+  )
+  # From the reference and differences to it back to directions.
+  rest = coefficients[0] - jnp.sum(coefficients[1:])
+  coefficients = rest * reference + coefficients[1:]
+  size = jnp.sum(state.weights * norms)
+  return _combine(of, leaf, tuple(size * coefficients * inverses))
+
+
+def _on_sphere(max_iter, table, weights, first, tol):
+  """Iterates on coefficients of a reference and of the differences to it.
+
+  Args:
+    max_iter: Steps at most.
+    table: Inner products of the differences, `f32[models, models]`.
+    weights: Weights, 0 for what has no direction; `f32[models]`.
+    first: One for the first that has a direction, `f32[models]`.
+    tol: Length of a step at which it stops.
+
+  Returns:
+    Coefficients, `f32[1 + models]`.
+  """
+  # Of two unit vectors, one times the difference is half its square, negative.
+  cross = -jnp.diagonal(table) / 2
+  top = jnp.concatenate([jnp.ones_like(cross[:1]), cross])
+  table = jnp.concatenate([cross[:, None], table], axis=1)
+  table = jnp.concatenate([top[None], table])
+  points = jnp.eye(len(first), len(first) + 1, 1, dtype=first.dtype)
+  points = points.at[:, 0].set(1)
+  weights = weights * _inverse(jnp.sum(weights))
+
+  def product(a, b):
+    return jnp.matmul(a, b, precision='highest')
+
+  def size(x):
+    return _root(product(x, product(table, x)))
+
+  def step(_, x):
+    cosines = jnp.clip(product(points, product(table, x)), -1, 1)
+    square = (1 - cosines) * (1 + cosines)
+    # The ratio of small angles is 1. That of opposites has no direction.
+    turned = square > _PARALLEL
+    cosine = jnp.where(turned, cosines, 0)
+    sine = jnp.sqrt(jnp.where(turned, square, 1))
+    ratio = jnp.where(turned, jnp.arccos(cosine) / sine, 1)
+    pull = weights * ratio
+    tangent = product(pull, points) - jnp.sum(pull * cosines) * x
+    length = size(tangent)
+    moved = jnp.cos(length) * x + jnp.sinc(length / jnp.pi) * tangent
+    return jnp.where(length < tol, x, moved * _inverse(size(moved)))
+
+  mean = product(weights, points)
+  length = size(mean)
+  start = jnp.where(
+    length > tol, mean * _inverse(length), product(first, points)
+  )
+  return jax.lax.fori_loop(0, max_iter, step, start)
+
+
+def model_stock(
+  clip: bool, axis: int | None, deltas: Sequence[jax.Array]
+) -> jax.Array:
+  """The combination of `model_stock`; all before `deltas` is static.
+
+  Args:
+    clip: Whether the ratio stays in [0, 1].
+    axis: The axis along which the vectors lie, or `None` for the whole leaf.
+    deltas: Changes, `f32[*shape]` each.
+
+  Returns:
+    The change, `f32[*shape]`.
+
+  Raises:
+    ValueError: There is one delta only.
+  """
+  count = len(deltas)
+  if count < 2:
+    raise ValueError(
+      'model_stock: one delta has no angle to another; expected two or more '
+      'experts that are not yet combined'
+    )
+  norms = [_norm(delta, axis) for delta in deltas]
+  # The square of a sum holds the cosines of all pairs, each twice.
+  square = _norm(_sum_of(map(_inverse, norms), deltas), axis) ** 2
+  present = transform.add_deltas([(n > 0).astype(n.dtype) for n in norms])
+  cosine = (square - present) / (count * (count - 1))
+  if clip:
+    cosine = jnp.clip(cosine, 0, 1)
+  ratio = count * cosine * _inverse(1 + (count - 1) * cosine)
+  return ratio * transform.average_deltas(deltas)
+
+
+def _check_weights(caller, leaf, weights):
+  if len(leaf.deltas) != len(weights):
+    raise ValueError(
+      f'{caller}: {len(leaf.deltas)} deltas of {len(weights)} experts; take '
+      'the mean before the experts are combined'
+    )

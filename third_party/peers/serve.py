@@ -1,0 +1,108 @@
+"""Runs in a peer's environment: answers, line by line, what it makes of models.
+
+The other side is `client.Peer`. A request is a line of JSON on standard input:
+
+    {'models': PATH, 'method': 'ties', 'parameters': {...}, 'out': PATH or null}
+
+where the arrays of `models` are named `expert:path`, those of the base
+`base:path`, and uniform numbers for methods that draw some
+`uniform/expert:path`. The answer is a line of JSON on what standard output was
+at the start: the seconds that the merge took, or an error.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+import contextlib
+import importlib.metadata
+import json
+import os
+import sys
+import time
+import traceback
+
+import numpy as np
+import torch
+
+State = dict[str, torch.Tensor]
+Merge = Callable[[State, dict[str, State], dict], State]
+
+
+def serve(
+  packages: list[str],
+  methods: list[str],
+  merge_of: Callable[[str], Merge],
+  order: Callable[[str, State, dict[str, State]], Iterable[tuple[str, str]]],
+) -> None:
+  """Answers requests until standard input ends.
+
+  Args:
+    packages: Whose versions to tell.
+    methods: Names of the methods there are.
+    merge_of: Returns the merge of a method's name: from a base, experts by name
+      and parameters, all of which are its own, to the merged parameters.
+    order: The experts and paths for which a method draws numbers, in order.
+  """
+  answers = os.fdopen(os.dup(sys.stdout.fileno()), 'w', buffering=1)
+  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Peers print.
+  versions = {each: importlib.metadata.version(each) for each in packages}
+  print(json.dumps({'versions': versions, 'methods': methods}), file=answers)
+  for line in sys.stdin:
+    request = json.loads(line)
+    try:
+      answer = _answer(request, merge_of, order)
+    except Exception as error:
+      traceback.print_exc()
+      answer = {'error': f'{type(error).__name__}: {error}'}
+    print(json.dumps(answer), file=answers)
+
+
+def _answer(request, merge_of, order):
+  method = request['method']
+  base, experts, uniforms = _read(request['models'])
+  merge = merge_of(method)
+  drawing = contextlib.nullcontext()
+  if uniforms:
+    drawing = _draw([uniforms[each] for each in order(method, base, experts)])
+  with drawing:
+    cpu, wall = time.process_time(), time.perf_counter()
+    merged = merge(base, experts, request['parameters'])
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+  if request['out']:
+    arrays = {path: x.detach().float().numpy() for path, x in merged.items()}
+    np.savez(request['out'], **arrays)
+  return {'cpu': cpu, 'wall': wall}
+
+
+def _read(path):
+  base, experts, uniforms = {}, {}, {}
+  with np.load(path) as arrays:
+    for key in arrays.files:
+      owner, _, leaf = key.partition(':')
+      value = torch.from_numpy(arrays[key])
+      if owner.startswith('uniform/'):
+        uniforms[owner.removeprefix('uniform/'), leaf] = value
+      elif owner == 'base':
+        base[leaf] = value
+      else:
+        experts.setdefault(owner, {})[leaf] = value
+  return base, experts, uniforms
+
+
+@contextlib.contextmanager
+def _draw(numbers):
+  """Lets torch draw these numbers, `u < p` for a success of probability p."""
+  left = list(reversed(numbers))
+
+  def like(x):
+    # DELLA makes a row of what has one axis only.
+    return left.pop().reshape(x.shape)
+
+  originals = torch.bernoulli, torch.rand_like
+  torch.bernoulli = lambda p: (like(p) < p).to(p.dtype)
+  torch.rand_like = lambda x: 1 - like(x)  # DARE keeps what is above its rate.
+  try:
+    yield
+  finally:
+    torch.bernoulli, torch.rand_like = originals
+  if left:
+    raise ValueError(f'{len(left)} of {len(numbers)} arrays were not drawn')
