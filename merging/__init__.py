@@ -1,6 +1,7 @@
 """Model merging as pure functions of pytrees."""
 
 from merging import adapters as adapters
+from merging import dynamic as dynamic
 from merging import growth as growth
 from merging import report as report
 from merging import search as search
@@ -42,6 +43,7 @@ from merging.deltas.scale import scale as scale
 from merging.deltas.scale import weigh as weigh
 from merging.deltas.trim import trim as trim
 from merging.drivers import merge as merge
+from merging.matrices import folded as folded
 from merging.matrices import on_matrices as on_matrices
 from merging.matrices import unstacked as unstacked
 from merging.recipes import analogy as analogy

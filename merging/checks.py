@@ -11,9 +11,36 @@ import numpy as np
 
 from merging import patterns
 from merging import programs
+from merging import transform as transform_lib
 from merging import tree
 
 Flat = Mapping[str, Any]  # Leaves by path.
+
+
+def within(value: Any, *, least: float = -np.inf, most: float = np.inf) -> bool:
+  """Tells whether a number is in a range; one that is traced may be.
+
+  Examples:
+    >>> within(0.2, least=0, most=1), within(jnp.float32(jnp.nan), least=0)
+    (True, False)
+  """
+  if isinstance(value, jax.core.Tracer):
+    return True
+  return least <= float(np.asarray(value)) <= most
+
+
+def check_transform(caller: str, transform: Any) -> None:
+  """Raises `TypeError` unless given a transform, not what makes one."""
+  if isinstance(transform, transform_lib.MergeTransform):
+    return
+  hint = ''
+  if callable(transform):
+    name = getattr(transform, '__name__', 'it')
+    hint = f': it makes one, call it, as in {name}()'
+  raise TypeError(
+    f'{caller}: expected a transform, got {type(transform).__name__} '
+    f'{transform!r}{hint}'
+  )
 
 
 def check_experts(experts: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Running a transform: over models in memory, on one device or on a mesh."""
 
 from collections.abc import Mapping
+import contextlib
 from typing import Any
 
 import jax
@@ -47,7 +48,7 @@ def merge(
 
   Returns:
     The merged parameters, with the structure, dtypes and shardings of `base`.
-    Leaves that are not floating are those of `base`.
+    Leaves that are not floating, or have no entries, are those of `base`.
 
   Raises:
     ValueError: The trees differ in structure; a value is not finite; a leaf
@@ -76,6 +77,7 @@ def merge(
     >>> merged['w'].shape
     (5, 3)
   """
+  checks.check_transform('merge', transform)
   models = checks.check_experts(experts)
   dtype = jnp.dtype(dtype)
   if not jnp.issubdtype(dtype, jnp.floating):
@@ -86,7 +88,9 @@ def merge(
   checks.check_types(names, flat)
   tree.check_same_structure(*trees, names=names)
   data = checks.check_extra(transform.extra, extra, models, list(flat[0]))
-  paths = sorted(path for path in flat[0] if tree.is_float(flat[0][path]))
+  paths = sorted(
+    path for path, x in flat[0].items() if tree.is_float(x) and np.size(x)
+  )
   if not paths:
     raise ValueError('merge: base has no floating-point leaf')
 
@@ -109,19 +113,29 @@ def merge(
   routes = [transform.route(spec) for spec in specs]
   for observer in transform.observers:
     total = None
-    for route, leaf in zip(routes, leaves, strict=True):
-      each = programs.observe_leaf(observer.observe, route, dtype, leaf, state)
+    for path, route, leaf in zip(paths, routes, leaves, strict=True):
+      with _naming(path):
+        each = programs.observe_leaf(
+          observer.observe, route, dtype, leaf, state
+        )
       total = programs.add_statistics(total, each)
     state = programs.finish(observer.finish, total, state)
   merged = dict(flat[0])
   for path, route, leaf in zip(paths, routes, leaves, strict=True):
-    try:
+    with _naming(path):
       value = programs.update_leaf(transform.update, route, dtype, leaf, state)
-    except Exception as error:
-      error.add_note(f'while merging leaf {path!r}')
-      raise
     merged[path] = _place_like(value, leaf.row[0])
   return tree.unflatten(merged, like=base)
+
+
+@contextlib.contextmanager
+def _naming(path):
+  """Says of which leaf an error is."""
+  try:
+    yield
+  except Exception as error:
+    error.add_note(f'while merging leaf {path!r}')
+    raise
 
 
 def _at(path, columns):

@@ -8,6 +8,8 @@ is for models that keep equal layers in one leaf, as `jax.lax.scan` wants them.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import itertools
+import math
 from typing import Literal
 from typing import NamedTuple
 
@@ -38,12 +40,16 @@ def on_matrices(
     otherwise: What happens to all other leaves (see `masked`).
     leaves: Which leaves with two axes are matrices: a regular expression to
       find in the path, or `path -> bool`. By default all are, also embeddings.
+      A leaf that it selects may not have more axes: `unstacked` takes stacked
+      layers apart, `folded` makes a matrix of a kernel with several input or
+      output axes, and what `leaves` leaves out goes to `otherwise`.
     layout: How the model stores matrices: `'in_out'` (Flax and Haiku kernels)
       or `'out_in'` (PyTorch's linear layers), or one of the two by the first
       regular expression that is found in the path.
 
   Returns:
-    The transform. Its `init` raises `ValueError` if no leaf is a matrix.
+    The transform. Its `init` raises `ValueError` if no leaf is a matrix, or
+    one has more than two axes.
 
   Raises:
     ValueError: `layout` or `otherwise` is unknown.
@@ -92,6 +98,13 @@ def on_matrices(
         f'are {patterns.listing(shapes)}; take leaves of stacked layers apart '
         'with unstacked()'
       )
+    for spec in specs:
+      if len(spec.shape) > 2 and selects(spec.path):
+        raise ValueError(
+          f'on_matrices: leaf {spec.path!r} of shape {spec.shape} is no '
+          'matrix; take stacked layers apart with unstacked(), fold input and '
+          'output axes with folded(), or leave it out with leaves='
+        )
     paths = [spec.path for spec in specs]
     for pattern in layout if isinstance(layout, Mapping) else ():
       patterns.check_found('on_matrices', pattern, paths)
@@ -156,6 +169,101 @@ def _update_frame(update, leaf, state, **extra):
 
 def _observe_frame(observe, leaf, state, **extra):
   return observe(_turn(leaf), state, **_turn_extra(leaf, extra))
+
+
+def folded(
+  inner: transform.MergeTransform, axes: Mapping[str, tuple[int, ...]]
+) -> transform.MergeTransform:
+  r"""Shows leaves with several input or output axes with one axis for each.
+
+  Flax keeps the kernel of a query projection as `[in, heads, channels]` and its
+  bias as `[heads, channels]`. To the inner transform they are `[in, heads *
+  channels]` and `[heads * channels]`.
+
+  Args:
+    inner: The merge.
+    axes: By a regular expression to find in the path, how many axes make one:
+      `(1, 2)` for that kernel, `(2, 1)` for the output projection, `(2,)` for
+      the bias, `(3, 1)` for the kernel of a convolution in Flax. The first
+      expression found in a path counts; other leaves stay as they are.
+
+  Returns:
+    The transform. Its `init` raises `ValueError` if an expression finds no
+    leaf, or a leaf has another number of axes.
+
+  Examples:
+    >>> import merging
+    >>> base = {'query': jnp.zeros((6, 2, 3)), 'mlp': jnp.zeros((6, 4))}
+    >>> expert = {'query': jnp.ones((6, 2, 3)), 'mlp': jnp.ones((6, 4))}
+    >>> transform = folded(merging.tsv(), {'query': (1, 2)})
+    >>> merged = merging.merge(transform, base, {'expert': expert})
+    >>> merged['query'].shape, round(float(merged['query'].mean()), 3)
+    ((6, 2, 3), 1.0)
+  """
+  names = {pattern: pattern for pattern in axes}
+  label_of = patterns.labeller('folded', names)
+
+  def flat(spec):
+    groups = axes.get(label_of(spec.path))
+    if groups is None:
+      return spec
+    if sum(groups) != len(spec.shape):
+      raise ValueError(
+        f'folded: leaf {spec.path!r} has shape {spec.shape}, expected '
+        f'{sum(groups)} axes for {groups}'
+      )
+    ends = np.cumsum([0, *groups])
+    shape = tuple(
+      math.prod(spec.shape[start:end])
+      for start, end in itertools.pairwise(ends)
+    )
+    return spec._replace(shape=shape)
+
+  def init(specs, models):
+    for pattern in axes:
+      patterns.check_found('folded', pattern, [spec.path for spec in specs])
+    return inner.init(tuple(map(flat, specs)), models)
+
+  observers = tuple(
+    each._replace(observe=transform.bind(_observe_folded, each.observe))
+    for each in inner.observers
+  )
+  return inner._replace(
+    init=init,
+    observers=observers,
+    update=transform.bind(_update_folded, inner.update),
+    route=lambda spec: (flat(spec).shape, inner.route(flat(spec))),
+  )
+
+
+def _fold(leaf, extra):
+  shape, route = leaf.route
+  before = leaf.base.shape
+
+  def reshape(value):
+    return value.reshape(shape) if value.shape == before else value
+
+  extra = {
+    name: values if values is None else tuple(map(reshape, values))
+    for name, values in extra.items()
+  }
+  deltas = tuple(map(reshape, leaf.deltas))
+  return leaf._replace(
+    base=reshape(leaf.base), deltas=deltas, route=route
+  ), extra
+
+
+def _update_folded(update, leaf, state, **extra):
+  flat, extra = _fold(leaf, extra)
+  merged = update(flat, state, **extra)
+  shape = leaf.base.shape
+  deltas = tuple(delta.reshape(shape) for delta in merged.deltas)
+  return leaf._replace(base=merged.base.reshape(shape), deltas=deltas)
+
+
+def _observe_folded(observe, leaf, state, **extra):
+  flat, extra = _fold(leaf, extra)
+  return observe(flat, state, **extra)
 
 
 class _Stacked(NamedTuple):

@@ -69,9 +69,9 @@ def check_found(
 ) -> None:
   """Raises `ValueError` if an expression, other than `''`, finds no path."""
   paths = list(paths)
-  if isinstance(selector, str) and selector:
-    if not any(map(predicate(caller, selector), paths)):
-      raise no_match(caller, selector, paths)
+  given = isinstance(selector, str) and selector != ''
+  if given and not any(map(predicate(caller, selector), paths)):
+    raise no_match(caller, selector, paths)
 
 
 def no_match(

@@ -272,6 +272,12 @@ def chain(*transforms: MergeTransform) -> MergeTransform:
     >>> merging.merge(transform, base, {'expert': expert})['w'].tolist()
     [0.0, -5.0, 0.0, 0.0, 4.0]
   """
+  for each in transforms:
+    if not isinstance(each, MergeTransform):
+      raise TypeError(
+        f'chain: expected transforms, got {each!r}; call a method to make one, '
+        'as in ties()'
+      )
   updates = tuple(each.update for each in transforms)
   observers = tuple(
     Observer(

@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from merging import checks
 from merging import patterns
 from merging import select
 from merging import transform
 
 # Fraction of magnitudes that is clipped at either end.
+_LEAST = float(np.finfo(np.float32).tiny)
 _CLIP = {'paper': 0.0, 'raw': 1e-4, 'signed': 1e-2, 'pairwise': 1e-2}
 
 _MARGIN = 1e-5  # Relative difference in which scores count as equal.
@@ -98,7 +100,7 @@ def balanced_mean(
     [4.0, -3.0, 0.0, 0.0]
   """
   patterns.check_option('balanced_mean', 'variant', variant, _CLIP)
-  if not isinstance(density, jax.Array) and not 0 < density <= 1:
+  if not checks.within(density, least=_LEAST, most=1):
     raise ValueError(
       f'balanced_mean: density is {density}, expected a fraction above 0 and '
       'at most 1; 5 % is 0.05'

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from merging import checks
 from merging import ranks
 from merging import select
 from merging import transform
@@ -36,7 +37,7 @@ def keep_varying(density: float | jax.Array) -> transform.MergeTransform:
     >>> merging.merge(transform, {'w': jnp.ones(3)}, experts)['w'].tolist()
     [1.0, 1.0, -1.0]
   """
-  if not isinstance(density, jax.Array) and not density >= 0:
+  if not checks.within(density, least=0):
     raise ValueError(
       f'keep_varying: density is {density}, expected a fraction; 10 % is 0.1'
     )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from merging import checks
 from merging import patterns
 from merging import transform
 from merging.combine import subspace
@@ -98,7 +99,7 @@ def orthogonal_total(
 
 def check_threshold(caller: str, threshold: float | jax.Array) -> None:
   """Raises `ValueError` unless a threshold is a fraction or traced."""
-  if not isinstance(threshold, jax.Array) and not 0 <= threshold <= 1:
+  if not checks.within(threshold, least=0, most=1):
     raise ValueError(
       f'{caller}: threshold is {threshold}, expected a fraction in [0, 1]'
     )

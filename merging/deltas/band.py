@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from merging import checks
 from merging import patterns
 from merging import ranks
 from merging import references
@@ -60,9 +61,10 @@ def keep_band(
     Multi-Task Model Merging with Sparse Masks". ECCV 2024. arXiv:2312.06795.
   """
   patterns.check_option('keep_band', 'scope', scope, ('tensor', 'row'))
-  fixed = not any(isinstance(x, jax.Array) for x in (drop_low, drop_high))
-  if fixed and not (
-    drop_low >= 0 and drop_high >= 0 and drop_low + drop_high <= 1
+  if not (
+    checks.within(drop_low, least=0)
+    and checks.within(drop_high, least=0)
+    and checks.within(drop_low + drop_high, most=1 + 1e-6)
   ):
     raise ValueError(
       f'keep_band: drop_low is {drop_low} and drop_high is {drop_high}, '

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from merging import checks
 from merging import patterns
 from merging import references
 from merging import transform
 
 RESCALES = ('expectation', 'l1', 'l2', 'linf', 'none')
+_BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
 class Masks(NamedTuple):
@@ -55,7 +57,8 @@ def drop_and_rescale(
 
   Args:
     rate: Probability of dropping an entry, in [0, 1).
-    key: Random key, as of `jax.random.key(0)`.
+    key: Random key, as of `jax.random.key(0)`; another one for every random
+      step of a merge, or they drop the same entries.
     rescale: `'expectation'` divides by `1 - rate`, as the paper. `'l1'`, `'l2'`
       and `'linf'` restore that norm of each expert's leaf (mergekit does, with
       `'l1'`), which differs. `'none'` only drops, as the authors' code does
@@ -85,7 +88,7 @@ def drop_and_rescale(
     ICML 2024. arXiv:2311.03099.
   """
   patterns.check_option('drop_and_rescale', 'rescale', rescale, RESCALES)
-  if not isinstance(rate, jax.Array) and not 0 <= rate < 1:
+  if not checks.within(rate, least=0, most=_BELOW_ONE):
     raise ValueError(
       f'drop_and_rescale: rate is {rate}, expected 0 <= rate < 1'
     )

@@ -26,6 +26,11 @@ def scale(factor: float | jax.Array) -> transform.MergeTransform:
     >>> merging.merge(transform, base, {'expert': expert})['w'].tolist()
     [0.5, 1.0]
   """
+  if jnp.ndim(factor):
+    raise ValueError(
+      f'scale: the factor has shape {jnp.shape(factor)}, expected one number; '
+      'weigh() takes one for each expert'
+    )
   return transform.map_deltas(_multiply, factor)
 
 

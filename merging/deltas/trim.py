@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from merging import checks
 from merging import patterns
 from merging import references
 from merging import select
@@ -75,7 +76,7 @@ def trim(
   """
   patterns.check_option('trim', 'scope', scope, ('global', 'tensor'))
   patterns.check_option('trim', 'ties', ties, ('threshold', 'index'))
-  if not isinstance(density, jax.Array) and not 0 <= density <= 1:
+  if not checks.within(density, least=0, most=1):
     raise ValueError(
       f'trim: density is {density}, expected a fraction in [0, 1]; 20 % is 0.2'
     )

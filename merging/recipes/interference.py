@@ -19,7 +19,12 @@ from merging.combine import mean as means
 from merging.combine import reconcile as reconciling
 from merging.deltas import scale as scaling
 
-LINEAR_LAYERS = r'^(?!.*(embed|position|wte|wpe|lm_head))'
+# All but embeddings and heads, by a word of the path.
+LINEAR_LAYERS = (
+  r'(?i)^(?!(.*[/.])?('
+  r'\w*embeddings?|\w*embed|embed_\w*|position(s|al\w*)?(_\w*)?|wte|wpe|lm_head'
+  r')([/.]|$))'
+)
 
 Leaves = Callable[[str], bool] | str
 Layout = matrices.Layout | Mapping[str, matrices.Layout]

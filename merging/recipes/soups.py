@@ -69,8 +69,8 @@ def weighted_average(
     time". ICML 2022. arXiv:2203.05482.
   """
   values = weights.values() if isinstance(weights, Mapping) else weights
-  mass = sum(values)
-  if not isinstance(mass, jax.core.Tracer) and mass == 0:
+  mass, size = sum(values), sum(map(abs, values))
+  if not isinstance(mass, jax.core.Tracer) and abs(mass) <= 1e-6 * size:
     raise ValueError(
       f'weighted_average: the weights {weights} add up to 0; use '
       'task_arithmetic for coefficients that are not to be normalised'

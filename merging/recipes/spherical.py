@@ -300,7 +300,8 @@ def _weights(caller, weights, models, normalize):
     if not normalize:
       return values
     mass = jnp.sum(values)
-    if not isinstance(mass, jax.core.Tracer) and mass == 0:
+    size = jnp.sum(jnp.abs(values))
+    if not isinstance(mass, jax.core.Tracer) and abs(mass) <= 1e-6 * size:
       raise ValueError(
         f'{caller}: the weights {values.tolist()} of '
         f'{patterns.listing(models)} add up to 0'

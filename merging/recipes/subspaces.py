@@ -40,7 +40,7 @@ def tsv(
 
   Of each matrix, each of `T` experts keeps `min(out, in) // T` singular
   triples; side by side, their vectors are made orthonormal. One expert alone is
-  returned as it is. See `join_subspaces` for the formula and the cost.
+  returned, to rounding. See `join_subspaces` for the formula and the cost.
   Equal singular values at the cut leave open which direction is kept.
 
   Args:

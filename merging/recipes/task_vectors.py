@@ -1,6 +1,7 @@
 """Merges of task vectors, entry by entry."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -17,7 +18,7 @@ from merging.deltas import trim as trimming
 
 @references.cited
 def task_arithmetic(
-  scale: float | jax.Array | Mapping[str, float | jax.Array],
+  scale: float | jax.Array | Mapping[str, float | jax.Array] | Sequence[float],
 ) -> transform.MergeTransform:
   """Adds task vectors to the base.
 
@@ -25,8 +26,8 @@ def task_arithmetic(
 
   Args:
     scale: One scaling coefficient, by convention found on validation data in
-      0, 0.05, ..., 1, and 0.3 to 0.4 without; or one for each expert by name,
-      negative ones to forget.
+      0, 0.05, ..., 1, and 0.3 to 0.4 without; or one for each expert, by name
+      or in the order of the sorted names, negative ones to forget.
 
   Returns:
     The merge.
@@ -46,7 +47,7 @@ def task_arithmetic(
     Ludwig Schmidt, Hannaneh Hajishirzi, Ali Farhadi. "Editing Models with Task
     Arithmetic". ICLR 2023. arXiv:2212.04089.
   """
-  if isinstance(scale, Mapping):
+  if isinstance(scale, Mapping | Sequence):
     return transform.chain(scaling.weigh(scale), means.total())
   return transform.chain(means.total(), scaling.scale(scale))
 
@@ -176,7 +177,7 @@ def dare(
     rate: Probability of dropping an entry. Above 0.5 it harms experts that
       moved far from the base.
     inner: The merge of what is left and scaled up.
-    key: Random key.
+    key: Random key, not one that `inner` uses: it would drop the same entries.
 
   Returns:
     The merge, `chain(drop_and_rescale(rate, key=key), inner)`.

@@ -90,14 +90,30 @@ def test_table_has_yardsticks_and_merges_with_spread(finished):
     'task arithmetic',
     'TIES',
     'DARE',
-    'DARE-TIES',
+    'TSV-M',
+    'TALL masks',
+    'SLERP',
   } < set(by_name)
   assert sum(name.endswith(' bits') for name in by_name) == 2
   assert float(by_name['experts']['normalized mean']) == 1.0
+  assert by_name['SLERP']['copying mean'] == ''  # Of two experts only.
   for row in rows:
     assert int(row['normalized n']) == 2
     assert 0 <= float(row['addition mean']) <= 1
     assert float(row['addition std']) >= 0
+
+
+@pytest.mark.slow
+def test_the_tangent_space_is_a_block_and_a_figure(tmp_path, environment):
+  more = ('--set=tangent=true', '--set=methods=TIES', '--set=seeds=1')
+  done = _run((*SMOKE, *more), tmp_path, environment)
+  assert done.returncode == 0, done.stderr
+  text = (tmp_path / 'results/table.csv').read_text()
+  rows = list(csv.DictReader(text.splitlines()))
+  tangent = {row['row'] for row in rows if 'tangent' in row['group']}
+  assert {'average', 'task arithmetic', 'TIES'} < tangent
+  figure = tmp_path / 'results/disentanglement.png'
+  assert figure.read_bytes().startswith(b'\x89PNG')
 
 
 def test_page_is_self_contained(finished):
@@ -204,6 +220,10 @@ def test_an_earlier_config_is_a_preset(finished, tmp_path, environment):
     (
       ['--table=arithmerge', '--set=tasks=addition,sortin'],
       "no task 'sortin'; did you mean 'sorting'",
+    ),
+    (
+      ['--table=arithmerge', '--set=methods=TSVM'],
+      "no row 'TSVM'",
     ),
     (['--table=arithmerge', '--presets=cpu'], 'unknown flag --presets'),
     (['--table=arithmerge', '--set=seed=4294967296'], 'seed is below 2^32'),

@@ -10,6 +10,31 @@ from tests.merging import drive
 from tests.merging import fixtures
 
 
+def test_a_folded_kernel_merges_like_a_matrix():
+  rng = np.random.default_rng(0)
+
+  def draw():
+    return {
+      'query': jnp.asarray(rng.normal(size=(4, 2, 3)).astype(np.float32)),
+      'bias': jnp.asarray(rng.normal(size=(2, 3)).astype(np.float32)),
+      'out': jnp.asarray(rng.normal(size=(2, 3, 4)).astype(np.float32)),
+    }
+
+  def flat(params):
+    shapes = {'query': (4, 6), 'bias': (6,), 'out': (6, 4)}
+    return {k: x.reshape(shapes[k]) for k, x in params.items()}
+
+  base, experts = draw(), {'x': draw(), 'y': draw()}
+  axes = {'query': (1, 2), 'bias': (2,), 'out': (2, 1)}
+  for inner in (merging.tsv(), merging.ties(0.3, ties='index')):
+    merged = merging.merge(merging.folded(inner, axes), base, experts)
+    expected = merging.merge(
+      inner, flat(base), {k: flat(x) for k, x in experts.items()}
+    )
+    for path, x in flat(merged).items():
+      np.testing.assert_allclose(x, expected[path], rtol=0, atol=1e-5)
+
+
 def test_both_layouts_show_a_matrix_alike():
   """A merge that treats rows and columns differently commutes with `.T`."""
   base, experts = fixtures.part(*fixtures.models(), 'wide', 'bias')
@@ -54,7 +79,7 @@ def test_what_is_no_matrix_has_a_policy(otherwise, expected):
     'x': jax.tree.map(jnp.ones_like, base),
     'y': jax.tree.map(lambda x: 2 * jnp.ones_like(x), base),
   }
-  transform = merging.on_matrices(merging.total(), otherwise)
+  transform = merging.on_matrices(merging.total(), otherwise, leaves='w')
   merged = merging.merge(transform, base, experts)
   np.testing.assert_allclose(merged['w'], 3.0)
   for name in ('b', 'c'):
@@ -107,6 +132,12 @@ def test_mistakes_are_named():
     ValueError, match=r"no leaf with two axes matches 'b'.*b \(2,\)"
   ):
     run(merging.on_matrices(merging.total(), leaves='b'))
+  cube = {'w': jnp.zeros((2, 2)), 'c': jnp.zeros((1, 2, 2))}
+  with pytest.raises(ValueError, match=r"'c' of shape .* is no matrix; take"):
+    merging.merge(merging.tsv(), cube, {'e': cube})
+  two_axes = merging.folded(merging.tsv(), {'c': (1, 1)})
+  with pytest.raises(ValueError, match=r"'c' has shape .* expected 2 axes"):
+    merging.merge(two_axes, cube, {'e': cube})
   with pytest.raises(ValueError, match='did you mean'):
     merging.on_matrices(merging.total(), layout='in-out')
   with pytest.raises(
