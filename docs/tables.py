@@ -1,4 +1,4 @@
-"""The tables of `docs/merging.md` and `WORKSPACE.md`, made from the code.
+"""The tables of the pages, made from the code and the results of a run.
 
     python -m docs.tables          # rewrites what lies between the markers
     python -m docs.tables --check  # fails if that would change anything
@@ -24,7 +24,7 @@ from merging import references
 from tests.merging import table
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / 'docs' / 'arithmerge-cpu.csv'
+RESULTS = ROOT / 'docs' / 'arithmerge-all.csv'
 
 
 class Entry(NamedTuple):
@@ -287,12 +287,17 @@ def rows(entry: Entry) -> list[methods.Method]:
   return [each for each in methods.METHODS if each.recipe in wanted]
 
 
+@functools.cache
+def results() -> list[dict[str, str]]:
+  """Lines of the results of the preset `all`."""
+  return list(csv.DictReader(RESULTS.read_text().splitlines()))
+
+
 def scores(row: str) -> str:
   """Normalised accuracy, and that without validation, of a row."""
-  if not RESULTS.exists():
-    return ''
-  lines = csv.DictReader(RESULTS.read_text().splitlines())
-  found = [x for x in lines if x['row'] == row and 'tangent' not in x['group']]
+  found = [
+    x for x in results() if x['row'] == row and 'tangent' not in x['group']
+  ]
   if not found:
     return ''
   cells = [found[0][f'{name} mean'] for name in ('normalized', 'default')]
@@ -306,7 +311,8 @@ def methods_table() -> str:
   for title, family in FAMILIES.items():
     lines += [f'### {title}', '', *_head(head)]
     for entry in family:
-      score = '; '.join(scores(each.name) for each in rows(entry))
+      found = [scores(each.name) for each in rows(entry)]
+      score = '; '.join(filter(None, found))
       cells = (
         f'`{entry.name}`',
         entry.use,
@@ -336,6 +342,49 @@ def workspace_table() -> str:
   return '\n'.join(lines)
 
 
+_SHOWN = (
+  'base',
+  'average',
+  'task arithmetic',
+  'TIES',
+  'DARE-TIES',
+  'Consensus',
+  'OPCM',
+  'DOGE',
+  'Iso-C',
+  'TSV-M',
+  'ASWUDI',
+  'ensemble of experts',
+  'joint training',
+  'experts',
+)
+
+
+def results_table() -> str:
+  """Of `README.md`: some rows of the benchmark."""
+  lines = [
+    _row(
+      (
+        'model',
+        'normalised accuracy, %',
+        'without validation, %',
+        'exact answers, %',
+      )
+    ),
+    _row((':--', '--:', '--:', '--:')),
+  ]
+  for name in _SHOWN:
+    line = next(x for x in results() if x['row'] == name)
+
+    def cell(column: str, line: Mapping[str, str] = line) -> str:
+      mean, std = line[f'{column} mean'], line[f'{column} std']
+      return f'{100 * float(mean):.1f} ± {100 * float(std):.1f}' if mean else ''
+
+    cells = (cell('normalized'), cell('default'), cell('mean'))
+    lines.append(_row((name, *cells)))
+  return '\n'.join(lines)
+
+
 def _head(cells: Iterable[str]) -> list[str]:
   cells = list(cells)
   return [_row(cells), _row([':--'] * len(cells))]
@@ -362,6 +411,7 @@ def rewritten(text: str, name: str, content: str) -> str:
 PAGES = {
   'docs/merging.md': ('methods', methods_table),
   'WORKSPACE.md': ('methods', workspace_table),
+  'README.md': ('results', results_table),
 }
 
 

@@ -246,15 +246,16 @@ METHODS: tuple[Method, ...] = (
     name='SWUDI',
     recipe='swudi',
     build=lambda key, scale: merging.swudi(scale=scale),
-    settings=grid(scale=(0.3, 0.6, 1.0)),
+    settings=grid(scale=(0.6, 0.8, 1.0, 1.3, 1.6)),
     default={'scale': 1.0},
   ),
   Method(
     name='ASWUDI',
     recipe='aswudi',
     build=lambda key, scale: merging.aswudi(scale=scale),
-    settings=grid(scale=(0.3, 0.6, 1.0)),
+    settings=grid(scale=(0.6, 0.8, 1.0, 1.3, 1.6)),
     default={'scale': 1.0},
+    tangent=True,
   ),
   Method(
     name='OptMerge',
@@ -267,7 +268,7 @@ METHODS: tuple[Method, ...] = (
     name='DOGE',
     recipe='doge',
     build=lambda key, scale: merging.doge(scale, otherwise='mean'),
-    settings=grid(scale=(0.07, 0.3, 1.0)),
+    settings=grid(scale=(0.02, 0.04, 0.07, 0.15, 0.3)),
     default={'scale': 0.07},
   ),
   Method(

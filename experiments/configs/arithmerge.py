@@ -227,6 +227,7 @@ def cpu() -> Config:
       'Consensus',
       'TSV-M',
       'Iso-C',
+      'ASWUDI',
       'TALL masks',
       'SLERP',
     ),

@@ -198,9 +198,8 @@ class Table:
       parts.append('one seed')
     ranked = [group.name for group in self.groups if group.ranked]
     if ranked:
-      parts.append(
-        f'best mean of each column among {" and ".join(ranked)} in bold'
-      )
+      where = f'among {ranked[0]}' if len(ranked) == 1 else 'of a ranked group'
+      parts.append(f'best mean of each column {where} in bold')
     if not all(cell.n for cell in cells):
       parts.append('an empty cell was not run')
     sentence = '; '.join(parts)
