@@ -34,8 +34,8 @@ class Merge:
       program and the same merge leaf by leaf: 0, unless XLA may order its sums
       of products otherwise there.
     still: Difference allowed to the base if all experts equal it.
-    variant: Whether this is an option of a method that is another row, which
-      fast tests only compare with the oracle.
+    variant: Whether this is an option or a composition of methods that are
+      other rows, which fast tests only compare with the oracle.
     kinds: Kinds of models for which the oracle is unique. A singular vector of
       a repeated singular value is not, as those of a 'lattice' often are.
   """

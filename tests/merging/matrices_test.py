@@ -211,6 +211,7 @@ def test_stacked_layers_merge_like_separate_ones(name):
     np.testing.assert_allclose(x, separate[path], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_stacked_layers_on_a_mesh():
   rng = np.random.default_rng(0)
   base, *ends = (stack_of(rng) for _ in range(3))

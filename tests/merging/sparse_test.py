@@ -219,7 +219,13 @@ def test_variance_selects_the_first_of_equals():
   assert found.tolist() == [4, 4, 0, 0, 0]
 
 
-@pytest.mark.parametrize('variant', ['raw', 'signed', 'pairwise'])
+@pytest.mark.parametrize(
+  'variant',
+  [
+    'raw',
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ('signed', 'pairwise')),
+  ],
+)
 def test_the_programs_of_pcb(variant):
   for number in (1, 3):
     values = draw(250, number=number)

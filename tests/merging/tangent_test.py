@@ -221,6 +221,7 @@ def test_responses_are_merges_of_all_coefficients():
     np.testing.assert_allclose(out, linear(merged, x), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_decoder_learns_in_its_tangent_space():
   base, _ = decoders()
   linear = tangent.linearize(decoder, base)
@@ -420,6 +421,7 @@ def test_disjoint_parameters_are_disentangled():
     np.testing.assert_allclose(local.by_task, np.eye(2), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_disentanglement_error_of_decoders():
   base, experts = decoders()
   inputs = {'a': TOKENS[:3], 'b': TOKENS[3:]}

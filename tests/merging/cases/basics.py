@@ -132,6 +132,7 @@ MERGES = (
     'dare_ties',
     lambda: merging.dare_ties(0.25, 0.3, key=KEY),
     lambda taus: oracles.ties(oracles.drop(taus, 0.25, KEY), 0.3),
+    variant=True,
   ),
   Merge(
     'dare_linear_mergekit',
@@ -148,6 +149,7 @@ MERGES = (
     lambda taus: (
       oracles.ties(_matrices(taus), 0.3) | oracles.average(_biases(taus))
     ),
+    variant=True,
   ),
   Merge(
     'partition',
@@ -162,5 +164,6 @@ MERGES = (
       oracles.ties(_matrices(taus), 0.3, ties='index')
       | oracles.ties(oracles.drop(_biases(taus), 0.5, KEY), 0.5, scope='tensor')
     ),
+    variant=True,
   ),
 )
