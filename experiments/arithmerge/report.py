@@ -336,18 +336,18 @@ def write(
 
 _READING = (
   'The base has seen long problems only rarely, so it fails many of them;'
-  ' each expert was trained on the long problems of one task. A task vector is'
-  ' an expert minus the base. Averaging takes an equally small step along all'
-  ' task vectors; task arithmetic scales their sum; TIES keeps the largest'
-  ' entries of each and averages those that agree in sign; DARE drops entries'
-  ' at random and scales up the rest. Joint training, from the same base on'
-  ' all tasks at once, shows what one model of this size can learn; a merge has'
-  ' seen the experts only. Methods that act on matrices (TSV-M, Iso-C, SWUDI and'
-  ' their kin) look at directions rather than entries; docs/merging.md says what'
-  ' each does. Restored models know the task they are asked, protected experts'
-  ' were rewritten so that merging them fails, and in the tangent space the model'
-  ' is linear in its parameters. Scores above 100 % would mean that it beats the'
-  ' experts at their own tasks.'
+  ' each expert was trained on the long problems of one task. A task vector'
+  ' is an expert minus the base. Averaging takes an equally small step along'
+  ' all task vectors; task arithmetic scales their sum; TIES keeps the'
+  ' largest entries of each and averages those that agree in sign; DARE drops'
+  ' entries at random and scales up the rest. Joint training, from the same'
+  ' base on all tasks at once, shows what one model of this size can learn; a'
+  ' merge has seen the experts only. Methods that act on matrices (TSV-M,'
+  ' Iso-C, SWUDI and their kin) look at directions rather than entries;'
+  ' docs/merging.md says what each does. Restored models know the task they'
+  ' are asked, protected experts were rewritten so that merging them fails,'
+  ' and in the tangent space the model is linear in its parameters. Scores'
+  ' above 100 % would mean that it beats the experts at their own tasks.'
 )
 
 
