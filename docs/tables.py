@@ -244,8 +244,15 @@ def function(entry: Entry) -> Any:
 
 
 def source(entry: Entry) -> str:
-  """The paper, as a link, or nothing."""
-  found = references.references_of(function(entry))
+  """The paper, as a link, or nothing.
+
+  Of a composition whose docstring names none, that of its first piece.
+  """
+  made = [
+    case.make() for case in table.MERGES if case.name in oracles(entry)[:1]
+  ]
+  sources = [function(entry), *(x for each in made for x in each.sources)]
+  found = [x for each in sources for x in references.references_of(each)]
   if not found:
     return ''
   first = found[0]
