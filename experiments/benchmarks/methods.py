@@ -105,7 +105,7 @@ def run(
     merge = functools.partial(merging.merge, make(), base, ends)
     first = _seconds(merge, 1, warm=False)
     then = _seconds(merge, repeats)
-    print(f'{name:18}{first:10.2f}{then:10.2f}{read / then / 1e9:8.2f}')
+    print(f'{name:18}{first:10.2f}{then:10.3f}{read / then / 1e9:8.2f}')
   _sweep(repeats)
 
 
