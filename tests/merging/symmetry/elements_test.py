@@ -161,13 +161,7 @@ def test_rotary_elements_commute_with_positions():
   np.testing.assert_allclose(turn(change(x)), change(turn(x)), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-  'scheme',
-  [
-    pytest.param(x, marks=[pytest.mark.slow] if x != 'rotary' else [])
-    for x in decoders.SCHEMES
-  ],
-)
+@pytest.mark.parametrize('scheme', decoders.SCHEMES)
 def test_a_decoder_computes_what_it_did(scheme):
   shape = decoders.config(scheme)
   params = decoders.params_of(shape)
