@@ -26,7 +26,8 @@ _LIST = flags.DEFINE_bool('list', False, 'Show all tables and end.')
 _PRESET = flags.DEFINE_string(
   'preset',
   None,
-  'How large: smoke (seconds), cpu (minutes, the default), full (GPU).',
+  'How large: smoke (a minute), cpu (minutes, the default), all (cpu with every'
+  ' method), full (GPU).',
 )
 _CONFIG = flags.DEFINE_string(
   'config', None, 'A config.json of an earlier run, instead of a preset.'

@@ -284,8 +284,8 @@ class Scorer:
     )
     result = self._method(method, post_hoc)
     others = {
-      'single experts, tangent': arena.experts['test'],
-      'task arithmetic, linearised post hoc': result.test,
+      'single experts': arena.experts['test'],
+      'task arithmetic, post hoc': result.test,
     }
     return dataclasses.replace(block, others=others)
 
