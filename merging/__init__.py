@@ -5,6 +5,7 @@ from merging import dynamic as dynamic
 from merging import growth as growth
 from merging import report as report
 from merging import search as search
+from merging import streams as streams
 from merging import symmetry as symmetry
 from merging import tangent as tangent
 from merging import tree as tree
@@ -43,6 +44,7 @@ from merging.deltas.scale import scale as scale
 from merging.deltas.scale import weigh as weigh
 from merging.deltas.trim import trim as trim
 from merging.drivers import merge as merge
+from merging.each import each as each
 from merging.matrices import folded as folded
 from merging.matrices import on_matrices as on_matrices
 from merging.matrices import unstacked as unstacked
@@ -91,6 +93,8 @@ from merging.recipes import wudi as wudi
 from merging.references import citations as citations
 from merging.routing import masked as masked
 from merging.routing import partition as partition
+from merging.streaming import merge_stream as merge_stream
+from merging.streaming import plan as plan
 from merging.transform import bind as bind
 from merging.transform import chain as chain
 from merging.transform import combine_deltas as combine_deltas

@@ -1,7 +1,11 @@
 """Running a transform: over models in memory, on one device or on a mesh."""
 
+from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
+import functools
 from typing import Any
 
 import jax
@@ -106,30 +110,64 @@ def merge(
     programs.Inputs(
       index=np.int32(index),
       row=tuple(jnp.asarray(each[path]) for each in flat),
-      extra={name: _at(path, each) for name, each in data.items()},
+      extra={name: at(path, each) for name, each in data.items()},
     )
     for index, path in enumerate(paths)
   ]
-  routes = [transform.route(spec) for spec in specs]
-  for observer in transform.observers:
-    total = None
-    for path, route, leaf in zip(paths, routes, leaves, strict=True):
-      with _naming(path):
-        each = programs.observe_leaf(
-          observer.observe, route, dtype, leaf, state
-        )
-      total = programs.add_statistics(total, each)
-    state = programs.finish(observer.finish, total, state)
   merged = dict(flat[0])
-  for path, route, leaf in zip(paths, routes, leaves, strict=True):
-    with _naming(path):
-      value = programs.update_leaf(transform.update, route, dtype, leaf, state)
+  for path, leaf, value in each_leaf(transform, specs, leaves, state, dtype):
     merged[path] = _place_like(value, leaf.row[0])
   return tree.unflatten(merged, like=base)
 
 
+def each_leaf(
+  transform: transform_lib.MergeTransform,
+  specs: transform_lib.Specs,
+  leaves: Sequence[programs.Inputs],
+  state: transform_lib.State,
+  dtype: np.dtype,
+) -> Iterator[tuple[str, programs.Inputs, jax.Array]]:
+  """Runs a transform over leaves in memory.
+
+  Args:
+    transform: The merge.
+    specs: Of the leaves.
+    leaves: Their arrays.
+    state: As `init` returned it.
+    dtype: Type in which deltas are taken and combined.
+
+  Yields:
+    The path, the arrays and the merged value of each leaf.
+  """
+  routes = [transform.route(spec) for spec in specs]
+
+  def sweep(observe):
+    for spec, route, leaf in zip(specs, routes, leaves, strict=True):
+      with naming(spec.path):
+        yield programs.observe_leaf(observe, route, dtype, leaf, state)
+
+  for observer in transform.observers:
+    state = gather(observer, sweep(observer.observe), state)
+  for spec, route, leaf in zip(specs, routes, leaves, strict=True):
+    with naming(spec.path):
+      value = programs.update_leaf(
+        transform.update, route, dtype, None, leaf, state
+      )
+    yield spec.path, leaf, value
+
+
+def gather(
+  observer: transform_lib.Observer,
+  statistics: Iterable[transform_lib.Statistic],
+  state: transform_lib.State,
+) -> transform_lib.State:
+  """Returns the state after a sweep, from what each leaf adds to it."""
+  total = functools.reduce(programs.add_statistics, statistics, None)
+  return programs.finish(observer.finish, total, state)
+
+
 @contextlib.contextmanager
-def _naming(path):
+def naming(path: str) -> Iterator[None]:
   """Says of which leaf an error is."""
   try:
     yield
@@ -138,9 +176,13 @@ def _naming(path):
     raise
 
 
-def _at(path, columns):
-  values = tuple(leaves.get(path) for leaves in columns)
-  return None if values[0] is None else values
+def at(
+  path: str, columns: Sequence[Mapping[str, jax.Array]]
+) -> tuple[jax.Array, ...] | None:
+  """Returns the data that each expert has for a leaf, if they have some."""
+  if path not in columns[0]:
+    return None
+  return tuple(leaves[path] for leaves in columns)
 
 
 def _place_like(value, base):

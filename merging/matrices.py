@@ -91,7 +91,7 @@ def on_matrices(
 
   def init(specs, models):
     found = [spec for spec in specs if label_of(spec) == 'matrix']
-    if not found:
+    if not found and len(specs) > 1:
       shapes = (f'{spec.path} {spec.shape}' for spec in specs)
       raise ValueError(
         f'on_matrices: no leaf with two axes matches {leaves!r}; the leaves '
@@ -134,6 +134,7 @@ def _in_frame(inner, layout_of):
     init=lambda specs, models: inner.init(tuple(map(framed, specs)), models),
     observers=observers,
     update=transform.bind(_update_frame, inner.update),
+    entrywise=transform.never,
     route=lambda spec: (turned(spec), inner.route(framed(spec))),
   )
 
@@ -232,6 +233,7 @@ def folded(
     init=init,
     observers=observers,
     update=transform.bind(_update_folded, inner.update),
+    entrywise=transform.never,
     route=lambda spec: (flat(spec).shape, inner.route(flat(spec))),
   )
 
@@ -347,6 +349,7 @@ def unstacked(
     observers=observers,
     update=transform.bind(_update_stack, inner.update),
     route=route,
+    entrywise=transform.never,
   )
 
 

@@ -25,12 +25,14 @@ class Inputs(NamedTuple):
 
   Attributes:
     index: Place of the leaf in the specs, `i32[]`.
-    row: The leaf in the base and in each expert, `[*shape]`.
+    row: The leaf in the base and in each expert, `[*shape]`. In place of an
+      expert's values there may be the adapter that makes its change, or `None`
+      if it changes nothing.
     extra: By name, the leaf's data for each expert, or `None`.
   """
 
   index: jax.Array | np.ndarray | np.integer
-  row: tuple[jax.Array, ...]
+  row: tuple[Any, ...]
   extra: Mapping[str, tuple[jax.Array, ...] | None]
 
 
@@ -81,20 +83,22 @@ def finish(
   return close(statistic, state)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def update_leaf(
   update: Callable[..., transform.Leaf],
   route: Hashable,
   dtype: np.dtype,
+  out_dtype: np.dtype | None,
   inputs: Inputs,
   state: transform.State,
 ) -> jax.Array:
-  """Returns the merged leaf, `[*shape]` in the dtype of the base.
+  """Returns the merged leaf, `[*shape]`.
 
   Args:
     update: Of a transform.
     route: The leaf's.
     dtype: Type in which deltas are taken and combined.
+    out_dtype: Type of the merged leaf; that of the base by default.
     inputs: The leaf's arrays.
     state: State of the transform after all sweeps.
 
@@ -119,7 +123,7 @@ def update_leaf(
         f'the transform returned a delta of shape {leaf.deltas[0].shape} for a '
         f'leaf of shape {base.shape}'
       )
-    return (leaf.base + leaf.deltas[0]).astype(base.dtype)
+    return (leaf.base + leaf.deltas[0]).astype(out_dtype or base.dtype)
 
   sharding = jax.typeof(base).sharding
   return in_automatic_mesh(run, inputs.row, sharding)(inputs, state)
@@ -139,15 +143,23 @@ def equal(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _leaf(route, dtype, inputs):
   dtype = max(dtype, inputs.row[0].dtype, key=lambda each: each.itemsize)
-  base, *experts = (value.astype(dtype) for value in inputs.row)
-  deltas = tuple(expert - base for expert in experts)
+  base = inputs.row[0].astype(dtype)
+  deltas = tuple(_delta(expert, base) for expert in inputs.row[1:])
   leaf = transform.Leaf(base, deltas, inputs.index, route)
   return leaf, inputs.extra
 
 
+def _delta(expert, base):
+  if expert is None:
+    return jnp.zeros_like(base)
+  if isinstance(expert, jax.Array | np.ndarray):
+    return expert.astype(base.dtype) - base
+  return expert.delta(base)
+
+
 def in_automatic_mesh(
   function: Callable[..., Any],
-  row: tuple[jax.Array, ...],
+  row: tuple[Any, ...],
   sharding: jax.NamedSharding | None = None,
 ) -> Callable[..., Any]:
   """Lets the compiler shard a function where the caller's mesh is explicit.
@@ -156,7 +168,7 @@ def in_automatic_mesh(
 
   Args:
     function: Of arrays, any number of them.
-    row: Arrays whose mesh it is.
+    row: Arrays, or trees of them, whose mesh it is.
     sharding: Of all that the function returns; replicated by default.
 
   Returns:
@@ -166,7 +178,8 @@ def in_automatic_mesh(
     >>> in_automatic_mesh(jnp.ravel, (jnp.ones((2, 3)),)) is jnp.ravel
     True
   """
-  meshes = (jax.typeof(value).sharding.mesh for value in row)
+  arrays = jax.tree.leaves(row)
+  meshes = (jax.typeof(value).sharding.mesh for value in arrays)
   mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
   if mesh is None:
     return function

@@ -129,9 +129,9 @@ def policy(caller: str, otherwise: Otherwise) -> transform.MergeTransform:
   if isinstance(otherwise, transform.MergeTransform):
     return otherwise
   policies = {
-    'base': transform.combine_deltas(_no_change),
-    'mean': transform.combine_deltas(transform.average_deltas),
-    'sum': transform.combine_deltas(transform.add_deltas),
+    'base': transform.combine_deltas(_no_change, entrywise=True),
+    'mean': transform.combine_deltas(transform.average_deltas, entrywise=True),
+    'sum': transform.combine_deltas(transform.add_deltas, entrywise=True),
     'pass': transform.identity(),
   }
   patterns.check_option(caller, 'otherwise', otherwise, policies)
@@ -183,6 +183,9 @@ def by_label(
     group = names.index(label_of(spec))
     return group, inner[group].route(spec)
 
+  def entrywise(spec):
+    return inner[names.index(label_of(spec))].entrywise(spec)
+
   observers = tuple(
     transform.Observer(
       observe=transform.bind(_observe_group, group, observer.observe),
@@ -197,6 +200,7 @@ def by_label(
     update=transform.bind(_update_group, tuple(each.update for each in inner)),
     route=route,
     extra=transform.union(each.extra for each in inner),
+    entrywise=entrywise,
     sources=transform.union(each.sources for each in inner),
   )
 

@@ -81,6 +81,16 @@ def _no_route(spec: LeafSpec) -> None:
   """Every leaf runs the same program."""
 
 
+def never(spec: LeafSpec) -> bool:
+  """Leaves have to be whole, `MergeTransform.entrywise` by default."""
+  return False
+
+
+def always(spec: LeafSpec) -> bool:
+  """Every leaf may come in pieces, for `MergeTransform.entrywise`."""
+  return True
+
+
 class MergeTransform(NamedTuple):
   """A merge, or a step of one: pure functions of a leaf and a state.
 
@@ -100,6 +110,10 @@ class MergeTransform(NamedTuple):
       in the state. Leaves of equal route and shape share one compiled program.
     extra: Names of the data it needs from `merge(..., name=...)`: for the leaf
       at hand, a tuple with one array for each expert, or `None`.
+    entrywise: `spec -> bool`, whether the leaf may come in pieces: each entry
+      of the result depends on the same entry of the models and on the state
+      alone, and statistics of the pieces add up exactly. A model larger than
+      memory is then merged in little memory, whatever its largest leaf.
     sources: Factories whose docstrings hold the references to cite.
   """
 
@@ -108,6 +122,7 @@ class MergeTransform(NamedTuple):
   update: Callable[..., Leaf]
   route: Callable[[LeafSpec], Hashable] = _no_route
   extra: tuple[str, ...] = ()
+  entrywise: Callable[[LeafSpec], bool] = never
   sources: tuple[Callable[..., 'MergeTransform'], ...] = ()
 
 
@@ -138,7 +153,10 @@ def bind(function: Callable[..., Any], *arguments: Hashable) -> Bound:
 
 
 def stateless(
-  function: Callable[..., Leaf], *parameters: Any, extra: tuple[str, ...] = ()
+  function: Callable[..., Leaf],
+  *parameters: Any,
+  extra: tuple[str, ...] = (),
+  entrywise: bool = False,
 ) -> MergeTransform:
   """A transform that needs to know one leaf only.
 
@@ -147,6 +165,7 @@ def stateless(
       level of a module, it is compiled once for all values of the parameters.
     *parameters: Hyper-parameters: numbers, arrays, tracers, trees of them.
     extra: Names of the per-leaf data from `merge(..., name=...)` to pass on.
+    entrywise: Whether entries do not depend on one another.
 
   Returns:
     The transform.
@@ -164,6 +183,7 @@ def stateless(
     observers=(),
     update=bind(_update_stateless, function, extra),
     extra=extra,
+    entrywise=always if entrywise else never,
   )
 
 
@@ -179,7 +199,7 @@ def identity() -> MergeTransform:
     >>> identity().update(leaf, ()) is leaf
     True
   """
-  return stateless(_same)
+  return stateless(_same, entrywise=True)
 
 
 def _same(leaf: Leaf) -> Leaf:
@@ -187,7 +207,9 @@ def _same(leaf: Leaf) -> Leaf:
 
 
 def map_deltas(
-  function: Callable[..., jax.Array], *parameters: Any
+  function: Callable[..., jax.Array],
+  *parameters: Any,
+  entrywise: bool = False,
 ) -> MergeTransform:
   """A transform of each expert's delta by itself.
 
@@ -198,6 +220,7 @@ def map_deltas(
     function: `(delta, *parameters) -> delta`, `f32[*shape]` to `f32[*shape]`.
       See `stateless` on where to define it.
     *parameters: Hyper-parameters, which may be tracers.
+    entrywise: Whether entries do not depend on one another.
 
   Returns:
     The transform.
@@ -208,7 +231,9 @@ def map_deltas(
     >>> transform.update(leaf, transform.init((), ())).deltas
     (Array([ 1., -2.], dtype=float32),)
   """
-  return stateless(bind(_map_deltas, function), *parameters)
+  return stateless(
+    bind(_map_deltas, function), *parameters, entrywise=entrywise
+  )
 
 
 def _map_deltas(function, leaf, *parameters):
@@ -217,7 +242,9 @@ def _map_deltas(function, leaf, *parameters):
 
 
 def combine_deltas(
-  function: Callable[..., jax.Array], *parameters: Any
+  function: Callable[..., jax.Array],
+  *parameters: Any,
+  entrywise: bool = False,
 ) -> MergeTransform:
   """A transform of the deltas of all experts into one.
 
@@ -225,6 +252,7 @@ def combine_deltas(
     function: `(deltas, *parameters) -> delta`, from a tuple of `f32[*shape]` to
       `f32[*shape]`. See `stateless` on where to define it.
     *parameters: Hyper-parameters, which may be tracers.
+    entrywise: Whether entries do not depend on one another.
 
   Returns:
     The transform.
@@ -235,7 +263,9 @@ def combine_deltas(
     >>> transform.update(leaf, ()).deltas
     (Array([3.], dtype=float32),)
   """
-  return stateless(bind(_combine_deltas, function), *parameters)
+  return stateless(
+    bind(_combine_deltas, function), *parameters, entrywise=entrywise
+  )
 
 
 def _combine_deltas(function, leaf, *parameters):
@@ -295,6 +325,7 @@ def chain(*transforms: MergeTransform) -> MergeTransform:
     update=bind(_update_chain, updates),
     route=lambda spec: tuple(each.route(spec) for each in transforms),
     extra=union(each.extra for each in transforms),
+    entrywise=lambda spec: all(each.entrywise(spec) for each in transforms),
     sources=union(each.sources for each in transforms),
   )
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from merging import checks
+from merging import drivers
 from merging import programs
 from merging import transform as transform_lib
 from merging import tree
@@ -161,31 +162,22 @@ def _merged(
     for leaf in (flat[path],)
   )
   state = transform.init(specs, models)
-  routes = [transform.route(spec) for spec in specs]
+  leaves = [
+    programs.Inputs(
+      index=np.int32(index),
+      row=(
+        leaves_lib.widened(flat[path]),
+        *(adapters[name].get(path) for name in models),
+      ),
+      extra={name: drivers.at(path, columns) for name, columns in data.items()},
+    )
+    for index, path in enumerate(paths)
+  ]
+  change = transform._replace(
+    update=transform_lib.bind(_update, transform.update)
+  )
   dtype = jnp.dtype(jnp.float32)
-
-  def inputs(index, path):
-    own = {name: _at(path, columns) for name, columns in data.items()}
-    own[_CHANGES] = tuple(adapters[name].get(path) for name in models)
-    row = (leaves_lib.widened(flat[path]),)
-    return programs.Inputs(np.int32(index), row, own)
-
-  for observer in transform.observers:
-    observe = transform_lib.bind(_observe, observer.observe)
-    total = None
-    for index, (route, path) in enumerate(zip(routes, paths, strict=True)):
-      leaf = inputs(index, path)
-      each = programs.observe_leaf(observe, route, dtype, leaf, state)
-      total = programs.add_statistics(total, each)
-    state = programs.finish(observer.finish, total, state)
-  update = transform_lib.bind(_update, transform.update)
-  for index, (route, path) in enumerate(zip(routes, paths, strict=True)):
-    leaf = inputs(index, path)
-    try:
-      value = programs.update_leaf(update, route, dtype, leaf, state)
-    except Exception as error:
-      error.add_note(f'while merging leaf {path!r}')
-      raise
+  for path, _, value in drivers.each_leaf(change, specs, leaves, state, dtype):
     yield path, value
 
 
@@ -197,30 +189,8 @@ def _layouts(adapters, path):
   }
 
 
-_CHANGES = 'changes of the leaf'  # A name that no transform's data has.
-
-
-def _at(path, columns):
-  values = tuple(leaves.get(path) for leaves in columns)
-  return None if values[0] is None else values
-
-
-def _with_deltas(leaf, extra):
-  changes = extra.pop(_CHANGES)
-  deltas = tuple(
-    jnp.zeros_like(leaf.base) if each is None else each.delta(leaf.base)
-    for each in changes
-  )
-  return leaf._replace(deltas=deltas)
-
-
-def _observe(observe, leaf, state, **extra):
-  return observe(_with_deltas(leaf, extra), state, **extra)
-
-
 def _update(update, leaf, state, **extra):
   """Merges a leaf and leaves its change alone, on a base of zero."""
-  leaf = _with_deltas(leaf, extra)
   out = update(leaf, state, **extra)
   moved = out.base - leaf.base  # By transforms that interpolate the base.
   deltas = tuple(moved + each for each in out.deltas)

@@ -32,7 +32,7 @@ def scale_base(factor: float | jax.Array) -> transform.MergeTransform:
     >>> merging.merge(transform, base, {'expert': expert})['w'].tolist()
     [3.0]
   """
-  return transform.stateless(_scale_base, factor)
+  return transform.stateless(_scale_base, factor, entrywise=True)
 
 
 def _scale_base(leaf, factor):

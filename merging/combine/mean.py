@@ -21,7 +21,7 @@ def total() -> transform.MergeTransform:
     >>> merging.merge(merging.total(), base, experts)['w'].tolist()
     [3.0, 3.0]
   """
-  return transform.combine_deltas(transform.add_deltas)
+  return transform.combine_deltas(transform.add_deltas, entrywise=True)
 
 
 def mean() -> transform.MergeTransform:
@@ -34,7 +34,7 @@ def mean() -> transform.MergeTransform:
     >>> merging.merge(merging.mean(), base, experts)['w'].tolist()
     [1.5, 1.5]
   """
-  return transform.combine_deltas(transform.average_deltas)
+  return transform.combine_deltas(transform.average_deltas, entrywise=True)
 
 
 @references.cited
@@ -133,13 +133,14 @@ def disjoint_mean(
     [1.25, 3.0]
   """
   if weights is None:
-    return transform.combine_deltas(_disjoint_mean)
+    return transform.combine_deltas(_disjoint_mean, entrywise=True)
   return transform.MergeTransform(
     init=lambda specs, models: scale.per_model(
       'disjoint_mean', weights, models
     ),
     observers=(),
     update=_weighted_disjoint_mean,
+    entrywise=transform.always,
   )
 
 

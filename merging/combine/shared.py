@@ -42,7 +42,7 @@ def mean_of_changed(
     >>> merging.merge(merging.mean_of_changed(), base, experts)['w'].tolist()
     [3.0, 3.0]
   """
-  return transform.combine_deltas(_mean_of_changed, threshold)
+  return transform.combine_deltas(_mean_of_changed, threshold, entrywise=True)
 
 
 def _changed(deltas, threshold):
@@ -113,6 +113,7 @@ def mean_of_shared(
     lambda specs, models: state,
     (sweep,) if scope == 'global' else (),
     transform.bind(_mean_of_shared, scope),
+    entrywise=transform.always if scope == 'global' else transform.never,
   )
 
 

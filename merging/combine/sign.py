@@ -53,9 +53,13 @@ def elect_sign(
   patterns.check_option('elect_sign', 'zero', zero, options)
   if zero == 'majority':
     vote = transform.Observer(_observe_signs, _finish_signs)
-    return transform.MergeTransform(lambda *_: None, (vote,), _elect)
+    return transform.MergeTransform(
+      lambda *_: None, (vote,), _elect, entrywise=transform.always
+    )
   on_zero = 1 if zero == 'positive' else 0
-  return transform.MergeTransform(lambda *_: on_zero, (), _elect)
+  return transform.MergeTransform(
+    lambda *_: on_zero, (), _elect, entrywise=transform.always
+  )
 
 
 def _signs(deltas):

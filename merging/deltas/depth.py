@@ -153,7 +153,9 @@ def scale_by_depth(
       position[_deepest(outputs, paths, numbers)] = 1
     return _Ramp(alpha, jnp.asarray(beta, jnp.float32) * position)
 
-  return transform.MergeTransform(init, (), _scale_by_depth)
+  return transform.MergeTransform(
+    init, (), _scale_by_depth, entrywise=transform.always
+  )
 
 
 def _deepest(outputs, paths, numbers):
@@ -281,7 +283,9 @@ def weigh_blocks(
     )
     return jnp.concatenate(columns, axis=1)[:, numbers]
 
-  return transform.MergeTransform(init, (), _weigh_blocks)
+  return transform.MergeTransform(
+    init, (), _weigh_blocks, entrywise=transform.always
+  )
 
 
 def _weigh_blocks(leaf, weights, **extra):

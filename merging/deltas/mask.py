@@ -218,6 +218,7 @@ def _with_masks(
     init=init,
     observers=observers,
     update=transform.bind(_update_masks, caller, inner.update, function),
+    entrywise=transform.never,
   )
 
 

@@ -31,7 +31,7 @@ def scale(factor: float | jax.Array) -> transform.MergeTransform:
       f'scale: the factor has shape {jnp.shape(factor)}, expected one number; '
       'weigh() takes one for each expert'
     )
-  return transform.map_deltas(_multiply, factor)
+  return transform.map_deltas(_multiply, factor, entrywise=True)
 
 
 def _multiply(delta, factor):
@@ -63,6 +63,7 @@ def weigh(
     init=lambda specs, models: per_model('weigh', weights, models),
     observers=(),
     update=_weigh,
+    entrywise=transform.always,
   )
 
 

@@ -106,6 +106,7 @@ def trim(
     init,
     sweeps if ties == 'index' else sweeps[:2],
     transform.bind(_update_global, ties),
+    entrywise=transform.always if ties == 'threshold' else transform.never,
   )
 
 

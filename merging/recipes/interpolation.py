@@ -136,6 +136,7 @@ def nearswap(
     ),
     observers=(),
     update=transform.bind(interpolate.step_toward, 'nearswap'),
+    entrywise=transform.always,
   )
 
 

@@ -79,7 +79,9 @@ def lines(
   if alpha is not None:
     return made
   norms = depth.match_average_norm(inner)
-  return made._replace(observers=(*made.observers, norms))
+  return made._replace(
+    observers=(*made.observers, norms), entrywise=transform.never
+  )
 
 
 @references.cited

@@ -51,7 +51,7 @@ class Disk:
   def update(self, index, state):
     route, inputs = self.read(index)
     return programs.update_leaf(
-      self.transform.update, route, _FLOAT32, inputs, state
+      self.transform.update, route, _FLOAT32, None, inputs, state
     )
 
 

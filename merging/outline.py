@@ -1,0 +1,297 @@
+"""What is known of a streamed merge before a value is read."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import functools
+import math
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from merging import checks
+from merging import patterns
+from merging import programs
+from merging import streams
+from merging import transform as transform_lib
+
+PIECE = 1 << 20  # Entries: small enough for caches, large enough to dispatch.
+MAX_BYTES = 1 << 29
+_LARGE = 1 << 23  # Bytes of a row whose program is asked what it needs.
+
+
+def is_adapter(expert: Any) -> bool:
+  """Tells an adapter, a mapping, from a model, a source."""
+  return isinstance(expert, Mapping)
+
+
+class Plan(NamedTuple):
+  """What a merge will do, known before any value is read.
+
+  Attributes:
+    specs: Of the merged leaves, those that are not floating too.
+    sweeps: How often the floating leaves are read for statistics.
+    bytes_read: In all sweeps and in the merge.
+    bytes_written: Size of the result.
+    peak_bytes: An estimate of what jobs will hold at once, beside what the
+      process holds before; those that fit in `max_bytes` run together.
+    largest: Path of the leaf that needs most.
+  """
+
+  specs: transform_lib.Specs
+  sweeps: int
+  bytes_read: int
+  bytes_written: int
+  peak_bytes: int
+  largest: str
+
+
+class Job(NamedTuple):
+  """A leaf, or a piece of one: `size` entries from `start`."""
+
+  place: int
+  start: int
+  size: int
+  whole: bool  # In the shape of the leaf, not in one dimension.
+
+
+class Outline:
+  """What is known of a merge before a value is read."""
+
+  def __init__(self, transform, base, experts, dtype, out_dtype, extra):
+    checks.check_transform('merge_stream', transform)
+    self.models = checks.check_experts(experts)
+    self.transform = transform
+    self.dtype = jnp.dtype(dtype)
+    self.out_dtype = None if out_dtype is None else jnp.dtype(out_dtype)
+    self.experts = tuple(experts[name] for name in self.models)
+    dense = [each for each in self.experts if not is_adapter(each)]
+    if base is None:
+      if len(dense) < len(self.experts):
+        raise ValueError('merge_stream: adapters need the base they change')
+      base = streams.Zeros(dense[0].specs)
+    self.base = base
+    self.sources = (base, *dense)
+    self.specs = dict(sorted(base.specs.items()))
+    self._check_alike()
+    self.extra = self._check_extra(extra)
+    self.floating = tuple(
+      spec
+      for spec in self.specs.values()
+      if jnp.issubdtype(spec.dtype, jnp.floating) and math.prod(spec.shape)
+    )
+    if not self.floating:
+      raise ValueError('merge_stream: base has no floating-point leaf')
+    self._compiled: dict[Any, tuple[jax.stages.Compiled, ...]] = {}
+    self.state = transform.init(self.floating, self.models)
+    self.routes = [transform.route(spec) for spec in self.floating]
+
+  def _check_alike(self):
+    problems = []
+    for name, expert in zip(self.models, self.experts, strict=True):
+      if is_adapter(expert):
+        problems += [
+          f'{name!r} adapts {path!r}, which base has not'
+          for path in sorted(set(expert) - set(self.specs))
+        ]
+        continue
+      specs = expert.specs
+      for path in sorted(specs.keys() | self.specs.keys()):
+        if path not in specs:
+          problems.append(f'{name!r} has no leaf {path!r}')
+        elif path not in self.specs:
+          problems.append(f'{name!r} has a leaf {path!r}, which base has not')
+        elif specs[path].shape != self.specs[path].shape:
+          problems.append(
+            f'{name!r} at {path!r}: shape {specs[path].shape}, expected that '
+            f'of base, {self.specs[path].shape}'
+          )
+    if problems:
+      raise ValueError('merge_stream: models differ:\n' + '\n'.join(problems))
+
+  def _check_extra(self, extra):
+    names = self.transform.extra
+    for name in extra:
+      if name not in names:
+        raise TypeError(
+          f'merge_stream: the transform takes no {name!r}; it takes '
+          f'[{patterns.listing(names)}]{patterns.suggest(name, names)}'
+        )
+    for name in names:
+      if set(extra.get(name, ())) != set(self.models):
+        raise TypeError(
+          f'merge_stream: the transform takes {name!r}: pass {name}= a mapping '
+          'from the names of the experts to sources'
+        )
+    return {
+      name: [extra[name][model] for model in self.models] for name in names
+    }
+
+  def plan(self, max_bytes: int, workers: int) -> Plan:
+    """Says what would be done."""
+    sweeps = len(self.transform.observers)
+    floating = {spec.path for spec in self.floating}
+    specs = tuple(
+      spec._replace(dtype=self.out_type(spec)) for spec in self.specs.values()
+    )
+    read = sum(
+      self.read_bytes(spec, math.prod(spec.shape))
+      * (1 + sweeps * (spec.path in floating))
+      for spec in specs
+    )
+    costs = {}
+    for job in self.jobs(PIECE):
+      spec = self.floating[job.place]
+      # A whole leaf's program is taken to hold its deltas and two more.
+      held = 4 * (len(self.models) + 2 if job.whole else 1)
+      own = job.size * (held + self.out_type(spec).itemsize)
+      own += self.read_bytes(spec, job.size)
+      costs[spec.path] = max(own, costs.get(spec.path, 0))
+    most = sorted(costs.values())[-1]
+    return Plan(
+      specs,
+      sweeps,
+      read,
+      sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs),
+      max(most, min(max_bytes, workers * most)),
+      max(costs, key=lambda path: costs[path]),
+    )
+
+  def out_type(self, spec: transform_lib.LeafSpec) -> np.dtype:
+    """Type of a merged leaf."""
+    floating = jnp.issubdtype(spec.dtype, jnp.floating)
+    return self.out_dtype if self.out_dtype and floating else spec.dtype
+
+  def read_bytes(self, spec: transform_lib.LeafSpec, entries: int) -> int:
+    """Bytes read for so many entries of a leaf."""
+    return entries * sum(
+      each.specs[spec.path].dtype.itemsize
+      for each in self.sources
+      if not isinstance(each, streams.Zeros)
+    )
+
+  def jobs(self, piece: int) -> list[Job]:
+    """All floating leaves, in pieces where that is allowed."""
+    found = []
+    for place, spec in enumerate(self.floating):
+      size = math.prod(spec.shape)
+      whole = (
+        size <= piece
+        or bool(self.extra)
+        or any(is_adapter(x) and spec.path in x for x in self.experts)
+        or not self.transform.entrywise(spec)
+      )
+      step = size if whole else piece
+      found += [
+        Job(place, start, min(step, size - start), whole)
+        for start in range(0, size, step)
+      ]
+    return found
+
+  def check_fits(self, jobs: Sequence[Job], limit: int) -> None:
+    """Refuses a leaf that needs too much, before anything is read."""
+    for job in jobs:
+      spec = self.floating[job.place]
+      # The programs of most merges need a few times what they read.
+      if self.read_bytes(spec, job.size) * 8 < limit:
+        continue
+      needed = self.cost(job)
+      if needed > limit:
+        raise ValueError(
+          f'merge_stream: leaf {spec.path!r} of shape {spec.shape} needs '
+          f'{needed / 1e6:.0f} MB at once, and {limit / 1e6:.0f} MB are allowed'
+        )
+
+  def cost(self, job: Job) -> int:
+    """Bytes that a job holds: what it reads, and what its programs need."""
+    spec = self.floating[job.place]
+    read = self.read_bytes(spec, job.size)
+    compiled = self.compiled(job)
+    if not compiled:
+      return read + job.size * (4 + self.out_type(spec).itemsize)
+    return read + max(map(_bytes_of, compiled))
+
+  def compiled(self, job: Job) -> tuple[jax.stages.Compiled, ...]:
+    """The programs of a large whole leaf: of each sweep, and of the merge.
+
+    Compiled ahead of time they say what memory they need; those of smaller jobs
+    need little, and none are returned.
+    """
+    spec, route = self.floating[job.place], self.routes[job.place]
+    if not job.whole or self.read_bytes(spec, job.size) < _LARGE:
+      return ()
+    inputs = self._abstract(spec)
+    key = route, jax.tree.structure(inputs), *jax.tree.leaves(inputs)[1:]
+    if key not in self._compiled:
+      *before, last = self._states
+      sweeps = [
+        programs.observe_leaf.lower(
+          observer.observe, route, self.dtype, inputs, state
+        )
+        for observer, state in zip(
+          self.transform.observers, before, strict=True
+        )
+      ]
+      merge = programs.update_leaf.lower(
+        self.transform.update,
+        route,
+        self.dtype,
+        self.out_type(spec),
+        inputs,
+        last,
+      )
+      self._compiled[key] = tuple(each.compile() for each in (*sweeps, merge))
+    return self._compiled[key]
+
+  @functools.cached_property
+  def _states(self):
+    """The state before each sweep and before the merge, without its values."""
+    states = [self.state]
+    for observer in self.transform.observers:
+      total = None
+      for spec, route in zip(self.floating, self.routes, strict=True):
+        if total is None:
+          total = jax.eval_shape(
+            functools.partial(
+              programs.observe_leaf, observer.observe, route, self.dtype
+            ),
+            self._abstract(spec),
+            states[-1],
+          )
+      states.append(
+        jax.eval_shape(
+          functools.partial(programs.finish, observer.finish), total, states[-1]
+        )
+      )
+    return states
+
+  def _abstract(self, spec):
+    """The inputs of a whole leaf, without values."""
+    base, *dense = (
+      jax.ShapeDtypeStruct(spec.shape, each.specs[spec.path].dtype)
+      for each in self.sources
+    )
+    rest = iter(dense)
+    row = (
+      each.get(spec.path) if is_adapter(each) else next(rest)
+      for each in self.experts
+    )
+    extra: dict[str, Any] = {
+      name: None
+      if spec.path not in columns[0].specs
+      else tuple(
+        jax.ShapeDtypeStruct(own.shape, own.dtype)
+        for own in (each.specs[spec.path] for each in columns)
+      )
+      for name, columns in self.extra.items()
+    }
+    return programs.Inputs(np.int32(0), (base, *row), extra)
+
+
+def _bytes_of(compiled):
+  analysis = compiled.memory_analysis()
+  if analysis is None:  # Not every backend tells.
+    return 0
+  return analysis.temp_size_in_bytes + analysis.output_size_in_bytes

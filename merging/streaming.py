@@ -1,0 +1,362 @@
+"""Running a transform over models that are not in memory.
+
+Leaves, or pieces of them where a transform allows it (see
+`MergeTransform.entrywise`), are jobs for a few threads: each reads the rows of
+the models into buffers, runs the compiled program that all drivers share, and
+writes what comes out. Reading, computing and writing release Python's lock, so
+jobs overlap. A job begins when the memory it needs is free.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from concurrent import futures
+import functools
+import math
+import os
+import threading
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from merging import buffers as buffers_lib
+from merging import drivers
+from merging import outline
+from merging import patterns
+from merging import programs
+from merging import streams
+from merging import transform as transform_lib
+
+Expert = streams.Source | Mapping[str, Any]  # A model, or an adapter.
+
+
+class Progress(NamedTuple):
+  """How far a merge is.
+
+  Attributes:
+    stage: `'statistics 1 of 2'` and so on, then `'merge'`.
+    path: The leaf of which a piece was just finished.
+    done: Bytes read in all stages so far.
+    total: Bytes to read in all stages.
+  """
+
+  stage: str
+  path: str
+  done: int
+  total: int
+
+
+def plan(
+  transform: transform_lib.MergeTransform,
+  base: streams.Source | None,
+  experts: Mapping[str, Expert],
+  *,
+  out_dtype: jax.typing.DTypeLike | None = None,
+  max_bytes: int = outline.MAX_BYTES,
+  workers: int | None = None,
+  **extra: Mapping[str, streams.Source],
+) -> outline.Plan:
+  """Says what `merge_stream` would do, without reading a value.
+
+  Args:
+    transform: The merge.
+    base: The base, or `None` for zeros.
+    experts: The experts by name.
+    out_dtype: Type of the merged floating leaves.
+    max_bytes: What jobs may hold at once.
+    workers: Number of threads.
+    **extra: Data that the transform needs for each expert, as sources.
+
+  Returns:
+    The plan.
+
+  Raises:
+    ValueError: As `merge_stream`, for all that names, shapes and types tell.
+    TypeError: `experts` is not a mapping.
+
+  Examples:
+    >>> import merging
+    >>> model = streams.InMemory({'w': np.zeros((4, 2), np.float32)})
+    >>> plan = merging.plan(merging.ties(), model, {'a': model, 'b': model})
+    >>> plan.sweeps, plan.bytes_read, plan.bytes_written
+    (3, 384, 32)
+  """
+  run = outline.Outline(transform, base, experts, jnp.float32, out_dtype, extra)
+  return run.plan(max_bytes, _threads(workers))
+
+
+def merge_stream(
+  transform: transform_lib.MergeTransform,
+  base: streams.Source | None,
+  experts: Mapping[str, Expert],
+  sink: streams.Sink,
+  *,
+  dtype: jax.typing.DTypeLike = jnp.float32,
+  out_dtype: jax.typing.DTypeLike | None = None,
+  paths: Iterable[str] | None = None,
+  max_bytes: int = outline.MAX_BYTES,
+  workers: int | None = None,
+  finite: bool = True,
+  progress: Callable[[Progress], None] | None = None,
+  piece: int = outline.PIECE,
+  **extra: Mapping[str, streams.Source],
+) -> None:
+  """Merges models that are not in memory, leaf by leaf.
+
+  Any transform of `merge`, with the same result: the same compiled programs
+  run, and statistics add up in the order of the leaves, whatever the number of
+  threads. Leaves that a transform takes entry by entry come in pieces, so that
+  memory does not grow with the largest leaf.
+
+  Args:
+    transform: The merge.
+    base: What all experts were fine-tuned from; `None` for zeros, where a
+      method speaks of the experts' parameters and not of their changes.
+    experts: By name, models with the leaves of the base, or adapters: mappings
+      from paths to `merging.adapters.Lora` or its like, whose change of a leaf
+      is taken exactly; a leaf that an adapter lacks it does not change.
+    sink: Where the merged leaves go.
+    dtype: Type in which task vectors are taken and combined, unless a leaf is
+      wider.
+    out_dtype: Type of merged floating leaves; that of the base by default.
+    paths: Leaves to write; all by default. Statistics are of all leaves.
+    max_bytes: What jobs may hold at once. A leaf that has to be whole and needs
+      more is refused.
+    workers: Number of threads; one more than processors by default.
+    finite: Whether to refuse values that are not finite.
+    progress: Called, by one thread at a time, when a job is done.
+    piece: Number of entries of a piece.
+    **extra: Data that the transform needs for each expert, as sources.
+
+  Raises:
+    ValueError: Models differ in leaves or shapes; a value is not finite, or
+      beyond the range of `out_dtype`; a leaf that is not floating differs
+      between models; a leaf needs more memory than allowed. What names, shapes
+      and types tell is told before anything is read.
+    TypeError: `experts` is not a mapping.
+
+  Examples:
+    >>> import merging
+    >>> base = streams.InMemory({'w': np.zeros(3, np.float32)})
+    >>> expert = streams.InMemory({'w': np.ones(3, np.float32)})
+    >>> sink = streams.Collected(base.specs)
+    >>> merge_stream(
+    ...   merging.task_arithmetic(0.5), base, {'expert': expert}, sink
+    ... )
+    >>> sink.leaves['w'].tolist()
+    [0.5, 0.5, 0.5]
+  """
+  run = outline.Outline(transform, base, experts, dtype, out_dtype, extra)
+  wanted = set(run.specs if paths is None else paths)
+  for path in sorted(wanted - set(run.specs)):
+    hint = patterns.suggest(path, run.specs)
+    raise ValueError(f'merge_stream: there is no leaf {path!r}{hint}')
+  jobs = run.jobs(piece)
+  run.check_fits(jobs, max_bytes)
+  work = _Work(run, sink, finite, max_bytes, _threads(workers), progress)
+  work.merge(jobs, wanted)
+  work.copy(wanted - {spec.path for spec in run.floating}, piece)
+
+
+def _threads(workers):
+  return workers or (os.cpu_count() or 1) + 1
+
+
+class _Work:
+  """The loops of one merge."""
+
+  def __init__(self, run, sink, finite, max_bytes, workers, progress):
+    self._run = run
+    self._sink = sink
+    self._finite = finite
+    self._limit = max_bytes
+    self._workers = workers
+    self._progress = progress
+    self._buffers = buffers_lib.Buffers()
+    self._lock = threading.Lock()
+    self._compiling = threading.Lock()
+    self._compiled: set[Any] = set()
+    self._done = self._total = 0
+
+  def merge(self, jobs: Sequence[outline.Job], wanted: set[str]) -> None:
+    """Sweeps for statistics, and merges the leaves that are wanted."""
+    run, state = self._run, self._run.state
+    observers = run.transform.observers
+    mine = [job for job in jobs if run.floating[job.place].path in wanted]
+    swept, merged = (
+      sum(run.read_bytes(run.floating[job.place], job.size) for job in some)
+      for some in (jobs, mine)
+    )
+    self._total = len(observers) * swept + merged
+    check = self._finite  # Once.
+    with futures.ThreadPoolExecutor(self._workers, 'merge') as executor:
+      for place, observer in enumerate(observers):
+        stage = f'statistics {place + 1} of {len(observers)}'
+        function = functools.partial(self._observe, place, observer, state)
+        results = self._results(executor, stage, function, check, jobs)
+        state = drivers.gather(observer, results, state)
+        check = False
+      function = functools.partial(self._update, state)
+      deque(self._results(executor, 'merge', function, check, mine), maxlen=0)
+
+  def _observe(self, place, observer, state, job, inputs):
+    run = self._run
+    compiled = run.compiled(job)
+    if compiled:
+      statistic = compiled[place](inputs, state)
+    else:
+      route = run.routes[job.place]
+      statistic = programs.observe_leaf(
+        observer.observe, route, run.dtype, inputs, state
+      )
+    return jax.block_until_ready(statistic)
+
+  def _update(self, state, job, inputs):
+    run = self._run
+    spec = run.floating[job.place]
+    compiled = run.compiled(job)
+    if compiled:
+      value = compiled[-1](inputs, state)
+    else:
+      update, route = run.transform.update, run.routes[job.place]
+      out = run.out_type(spec)
+      value = programs.update_leaf(update, route, run.dtype, out, inputs, state)
+    flat = np.asarray(value).reshape(-1)
+    if self._finite and not buffers_lib.all_finite(flat):
+      raise ValueError(
+        _not_finite('the merge', spec, job, flat)
+        + f': results beyond the range of {flat.dtype}; write a wider type'
+      )
+    self._sink.write(spec.path, job.start, flat)
+
+  def _results(
+    self,
+    executor: futures.Executor,
+    stage: str,
+    function: Callable[[outline.Job, programs.Inputs], Any],
+    check: bool,
+    jobs: Sequence[outline.Job],
+  ) -> Iterator[Any]:
+    """Yields results in order, of jobs that together fit the limit.
+
+    A few jobs beyond the threads wait, so that none of them idles.
+    """
+
+    def work(job):
+      spec = self._run.floating[job.place]
+      with self._buffers.lease() as lease, drivers.naming(spec.path):
+        inputs = self._read(job, lease, check)
+        # Of threads that need the same new program, one compiles it.
+        key = stage, self._run.routes[job.place], inputs.row[0].shape
+        if key in self._compiled:
+          result = function(job, inputs)
+        else:
+          with self._compiling:
+            result = function(job, inputs)
+          self._compiled.add(key)
+      self._report(stage, spec, job)
+      return result
+
+    running: deque[tuple[futures.Future[Any], int]] = deque()
+    held = 0
+    try:
+      for job in jobs:
+        needed = self._run.cost(job)
+        while running and (
+          held + needed > self._limit or len(running) > 2 * self._workers
+        ):
+          future, freed = running.popleft()
+          yield future.result()
+          held -= freed
+        running.append((executor.submit(work, job), needed))
+        held += needed
+      while running:
+        yield running.popleft()[0].result()
+    finally:
+      for future, _ in running:
+        future.cancel()
+
+  def _report(self, stage, spec, job):
+    with self._lock:
+      self._done += self._run.read_bytes(spec, job.size)
+      if self._progress is not None:
+        self._progress(Progress(stage, spec.path, self._done, self._total))
+
+  def _read(self, job, lease, check) -> programs.Inputs:
+    """Reads the rows of a job."""
+    run = self._run
+    spec = run.floating[job.place]
+    shape = spec.shape if job.whole else (job.size,)
+
+    def fetch(name, source):
+      buffer = lease.take(job.size, source.specs[spec.path].dtype)
+      source.read(spec.path, job.start, buffer)
+      if check and not buffers_lib.all_finite(buffer):
+        raise ValueError(_not_finite(repr(name), spec, job, buffer))
+      return jax.device_put(buffer.reshape(shape))
+
+    row = [fetch('base', run.base)]
+    for name, expert in zip(run.models, run.experts, strict=True):
+      if outline.is_adapter(expert):
+        row.append(expert.get(spec.path))
+      else:
+        row.append(fetch(name, expert))
+    extra: dict[str, Any] = {
+      name: tuple(_read_whole(each, spec.path) for each in columns)
+      if spec.path in columns[0].specs
+      else None
+      for name, columns in run.extra.items()
+    }
+    return programs.Inputs(np.int32(job.place), tuple(row), extra)
+
+  def copy(self, paths: Iterable[str], piece: int) -> None:
+    """Writes leaves that are not merged, and that all models have to share."""
+    run = self._run
+    models = [('base', run.base), *zip(run.models, run.experts, strict=True)]
+    models = [
+      (name, each)
+      for name, each in models
+      if not isinstance(each, Mapping | streams.Zeros)
+    ]
+    for path in sorted(paths):
+      size = math.prod(run.specs[path].shape)
+      for start in range(0, max(size, 1), piece):
+        count = min(piece, size - start)
+        first, *others = (
+          _read_part(each, path, start, count) for _, each in models
+        )
+        for (name, _), other in zip(models[1:], others, strict=True):
+          if not np.array_equal(first, other):
+            raise ValueError(
+              f'merge_stream: {name!r} at {path!r}: differs from '
+              f'{models[0][0]!r}; {first.dtype} leaves are not merged and have '
+              'to agree'
+            )
+        out = run.out_type(run.specs[path])
+        self._sink.write(path, start, first.astype(out, copy=False))
+
+
+def _read_part(source, path, start, count):
+  values = np.empty(count, source.specs[path].dtype)
+  if count:
+    source.read(path, start, values)
+  return values
+
+
+def _read_whole(source, path):
+  shape = source.specs[path].shape
+  return _read_part(source, path, 0, math.prod(shape)).reshape(shape)
+
+
+def _not_finite(name, spec, job, values):
+  bad = np.flatnonzero(~np.isfinite(values.astype(np.float32)))
+  first = np.unravel_index(job.start + int(bad[0]), spec.shape)
+  number = 'one value is' if len(bad) == 1 else f'{len(bad)} values are'
+  place = ', '.join(map(str, first))
+  return f'{name} at {spec.path!r}: {number} not finite, the first at [{place}]'
