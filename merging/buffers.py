@@ -6,7 +6,7 @@ from types import TracebackType
 import numpy as np
 
 _ALIGNED = 64  # Bytes; what XLA needs to use a buffer where it lies.
-_KEPT = 1 << 23  # Bytes; larger buffers are given back to the system.
+_KEPT = 1 << 26  # Bytes; larger buffers are given back to the system.
 
 
 class Buffers:

@@ -15,6 +15,7 @@ class _Program(NamedTuple):
   """What leaves have in common that run one compiled program."""
 
   observers: tuple[transform.Observer, ...]
+  values: Callable[..., tuple[jax.Array, jax.Array]] | None
   update: Callable[..., transform.Leaf]
   route: object
   state: object  # Structure, shapes and types of the state.
@@ -72,8 +73,10 @@ def each(
         )
       state = jax.tree.map(_array, merge.init((spec,), models))
       shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(state))
+      found = None if merge.observers else merge.selection(spec)
       program = _Program(
         merge.observers,
+        None if found is None else found.values,
         merge.update,
         merge.route(spec),
         (jax.tree.structure(state), shapes),
@@ -86,9 +89,7 @@ def each(
     states: list[transform.State] = [()] * len(numbers)
     for number, group in members.items():
       position[[place for place, _ in group]] = np.arange(len(group))
-      states[number] = jax.tree.map(
-        lambda *values: jnp.stack(values), *(state for _, state in group)
-      )
+      states[number] = jax.tree.map(_stack, *(state for _, state in group))
     return _Groups(position, tuple(states))
 
   def route(spec):
@@ -98,26 +99,53 @@ def each(
     merge = made(spec)
     return not merge.observers and merge.entrywise(spec)
 
+  def selection(spec):
+    merge = made(spec)
+    found = None if merge.observers else merge.selection(spec)
+    return found and found._replace(values=_values)
+
   return transform.MergeTransform(
-    init=init, observers=(), update=_update, route=route, entrywise=entrywise
+    init=init,
+    observers=(),
+    update=_update,
+    route=route,
+    entrywise=entrywise,
+    selection=selection,
   )
 
 
 def _array(value):
-  """A Python number as an array, no longer weak, so that it stacks."""
-  array = jnp.asarray(value)
-  return (
-    jax.lax.convert_element_type(array, array.dtype)
-    if (jnp.issubdtype(array.dtype, jnp.number))
-    else array
-  )
+  """A number as an array of the type that it has beside a float32 leaf."""
+  if isinstance(value, jax.Array):
+    return value
+  return np.asarray(value, jnp.result_type(value))
 
 
-def _update(leaf, state, **extra):
+def _stack(*values):
+  # NumPy's, where it can: a model has thousands of leaves.
+  if all(each is values[0] for each in values):
+    return jnp.broadcast_to(values[0], (len(values), *np.shape(values[0])))
+  if not any(isinstance(each, jax.Array) for each in values):
+    return np.stack(values)
+  return jnp.stack(values)
+
+
+def _inside(leaf, state):
+  """The leaf as the only one, and the state of its merge."""
   number, program = leaf.route
   place = jnp.asarray(state.position)[leaf.index]
   own = jax.tree.map(lambda x: x[place], state.states[number])
-  inner = leaf._replace(index=jnp.int32(0), route=program.route)
+  return leaf._replace(index=jnp.int32(0), route=program.route), own
+
+
+def _values(leaf, state):
+  _, program = leaf.route
+  return program.values(*_inside(leaf, state))
+
+
+def _update(leaf, state, **extra):
+  _, program = leaf.route
+  inner, own = _inside(leaf, state)
   for observer in program.observers:
     own = observer.finish(observer.observe(inner, own, **extra), own)
   merged = program.update(inner, own, **extra)

@@ -134,7 +134,7 @@ def _in_frame(inner, layout_of):
     init=lambda specs, models: inner.init(tuple(map(framed, specs)), models),
     observers=observers,
     update=transform.bind(_update_frame, inner.update),
-    entrywise=transform.never,
+    **transform.WHOLE,
     route=lambda spec: (turned(spec), inner.route(framed(spec))),
   )
 
@@ -233,7 +233,7 @@ def folded(
     init=init,
     observers=observers,
     update=transform.bind(_update_folded, inner.update),
-    entrywise=transform.never,
+    **transform.WHOLE,
     route=lambda spec: (flat(spec).shape, inner.route(flat(spec))),
   )
 
@@ -349,7 +349,7 @@ def unstacked(
     observers=observers,
     update=transform.bind(_update_stack, inner.update),
     route=route,
-    entrywise=transform.never,
+    **transform.WHOLE,
   )
 
 

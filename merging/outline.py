@@ -18,8 +18,13 @@ from merging import streams
 from merging import transform as transform_lib
 
 PIECE = 1 << 20  # Entries: small enough for caches, large enough to dispatch.
-MAX_BYTES = 1 << 29
+MAX_BYTES = 1 << 29  # By default, if no leaf needs more.
+_SMALL = 1 << 16  # Entries from which a host selects faster.
 _LARGE = 1 << 23  # Bytes of a row whose program is asked what it needs.
+
+
+class MemoryLimitError(ValueError):
+  """A leaf needs more memory than is allowed."""
 
 
 def is_adapter(expert: Any) -> bool:
@@ -55,6 +60,7 @@ class Job(NamedTuple):
   start: int
   size: int
   whole: bool  # In the shape of the leaf, not in one dimension.
+  selection: transform_lib.Selection | None = None
 
 
 class Outline:
@@ -82,10 +88,12 @@ class Outline:
       for spec in self.specs.values()
       if jnp.issubdtype(spec.dtype, jnp.floating) and math.prod(spec.shape)
     )
-    if not self.floating:
-      raise ValueError('merge_stream: base has no floating-point leaf')
+    if not self.specs:
+      raise ValueError('merge_stream: base has no leaf')
     self._compiled: dict[Any, tuple[jax.stages.Compiled, ...]] = {}
-    self.state = transform.init(self.floating, self.models)
+    self.state = ()
+    if self.floating:
+      self.state = transform.init(self.floating, self.models)
     self.routes = [transform.route(spec) for spec in self.floating]
 
   def _check_alike(self):
@@ -141,22 +149,26 @@ class Outline:
       * (1 + sweeps * (spec.path in floating))
       for spec in specs
     )
-    costs = {}
+    read += sum(self.selected_bytes(job) for job in self.jobs(PIECE))
+    costs: dict[str, int] = {}
     for job in self.jobs(PIECE):
       spec = self.floating[job.place]
-      # A whole leaf's program is taken to hold its deltas and two more.
-      held = 4 * (len(self.models) + 2 if job.whole else 1)
-      own = job.size * (held + self.out_type(spec).itemsize)
-      own += self.read_bytes(spec, job.size)
+      if job.selection is not None:
+        own = self.cost(job)
+      else:
+        # A whole leaf's program is taken to hold its deltas and two more.
+        held = 4 * (len(self.models) + 2 if job.whole else 1)
+        own = job.size * (held + self.out_type(spec).itemsize)
+        own += self.read_bytes(spec, job.size)
       costs[spec.path] = max(own, costs.get(spec.path, 0))
-    most = sorted(costs.values())[-1]
+    most = max(costs.values(), default=0)
     return Plan(
       specs,
       sweeps,
       read,
       sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs),
       max(most, min(max_bytes, workers * most)),
-      max(costs, key=lambda path: costs[path]),
+      max(costs, key=lambda path: costs[path], default=''),
     )
 
   def out_type(self, spec: transform_lib.LeafSpec) -> np.dtype:
@@ -172,17 +184,27 @@ class Outline:
       if not isinstance(each, streams.Zeros)
     )
 
+  def selected_bytes(self, job: Job) -> int:
+    """Bytes read to select from: the base again for each expert."""
+    if job.selection is None:
+      return 0
+    path = self.floating[job.place].path
+    base, *experts = (each.specs[path].dtype.itemsize for each in self.sources)
+    return job.size * (len(experts) * base + sum(experts))
+
   def jobs(self, piece: int) -> list[Job]:
     """All floating leaves, in pieces where that is allowed."""
     found = []
     for place, spec in enumerate(self.floating):
       size = math.prod(spec.shape)
-      whole = (
-        size <= piece
-        or bool(self.extra)
-        or any(is_adapter(x) and spec.path in x for x in self.experts)
-        or not self.transform.entrywise(spec)
+      dense = not self.extra and not any(
+        is_adapter(x) and spec.path in x for x in self.experts
       )
+      selection = self.transform.selection(spec)
+      if dense and size > min(piece, _SMALL) and selection is not None:
+        found.append(Job(place, 0, size, False, selection))
+        continue
+      whole = size <= piece or not dense or not self.transform.entrywise(spec)
       step = size if whole else piece
       found += [
         Job(place, start, min(step, size - start), whole)
@@ -190,24 +212,43 @@ class Outline:
       ]
     return found
 
-  def check_fits(self, jobs: Sequence[Job], limit: int) -> None:
-    """Refuses a leaf that needs too much, before anything is read."""
+  def limit(self, jobs: Sequence[Job], allowed: int | None) -> int:
+    """Bytes that jobs may hold at once.
+
+    Args:
+      jobs: All of them.
+      allowed: What a person allows; by default what the largest job needs, and
+        half a gigabyte at least.
+
+    Returns:
+      The number.
+
+    Raises:
+      MemoryLimitError: A leaf needs more than is allowed.
+    """
+    limit = allowed or MAX_BYTES
     for job in jobs:
       spec = self.floating[job.place]
       # The programs of most merges need a few times what they read.
       if self.read_bytes(spec, job.size) * 8 < limit:
         continue
       needed = self.cost(job)
-      if needed > limit:
-        raise ValueError(
+      if allowed is None:
+        limit = max(limit, needed)
+      elif needed > limit:
+        raise MemoryLimitError(
           f'merge_stream: leaf {spec.path!r} of shape {spec.shape} needs '
           f'{needed / 1e6:.0f} MB at once, and {limit / 1e6:.0f} MB are allowed'
         )
+    return limit
 
   def cost(self, job: Job) -> int:
     """Bytes that a job holds: what it reads, and what its programs need."""
     spec = self.floating[job.place]
     read = self.read_bytes(spec, job.size)
+    if job.selection is not None:
+      # What is selected from, and a copy to put in order.
+      return 8 * job.size + self.read_bytes(spec, min(job.size, PIECE))
     compiled = self.compiled(job)
     if not compiled:
       return read + job.size * (4 + self.out_type(spec).itemsize)
@@ -287,7 +328,7 @@ class Outline:
       )
       for name, columns in self.extra.items()
     }
-    return programs.Inputs(np.int32(0), (base, *row), extra)
+    return programs.Inputs(np.int32(0), (base, *row), extra, np.uint32(0))
 
 
 def _bytes_of(compiled):

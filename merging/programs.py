@@ -29,11 +29,13 @@ class Inputs(NamedTuple):
       expert's values there may be the adapter that makes its change, or `None`
       if it changes nothing.
     extra: By name, the leaf's data for each expert, or `None`.
+    start: Place of the first entry, of a piece of a leaf, `u32[]`.
   """
 
   index: jax.Array | np.ndarray | np.integer
   row: tuple[Any, ...]
-  extra: Mapping[str, tuple[jax.Array, ...] | None]
+  extra: Mapping[str, Any]
+  start: jax.Array | np.ndarray | np.integer | int = 0
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -62,6 +64,30 @@ def observe_leaf(
     return observe(leaf, state, **extra)
 
   return in_automatic_mesh(run, inputs.row)(inputs, state)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def select_values(
+  values: Callable[..., tuple[jax.Array, jax.Array]],
+  route: Hashable,
+  dtype: np.dtype,
+  inputs: Inputs,
+  state: transform.State,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns what a host selects from, of one expert (see `Selection`).
+
+  Args:
+    values: Of a selection.
+    route: The leaf's.
+    dtype: Type in which deltas are taken.
+    inputs: The base and one expert.
+    state: State of the transform.
+
+  Returns:
+    `u32[size]`, and the rank.
+  """
+  leaf, _ = _leaf(route, dtype, inputs)
+  return values(leaf, state)
 
 
 def add_statistics(
@@ -145,7 +171,7 @@ def _leaf(route, dtype, inputs):
   dtype = max(dtype, inputs.row[0].dtype, key=lambda each: each.itemsize)
   base = inputs.row[0].astype(dtype)
   deltas = tuple(_delta(expert, base) for expert in inputs.row[1:])
-  leaf = transform.Leaf(base, deltas, inputs.index, route)
+  leaf = transform.Leaf(base, deltas, inputs.index, route, inputs.start)
   return leaf, inputs.extra
 
 

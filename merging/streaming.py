@@ -36,6 +36,16 @@ from merging import transform as transform_lib
 Expert = streams.Source | Mapping[str, Any]  # A model, or an adapter.
 
 
+class ValuesError(ValueError):
+  """Values that cannot be merged: not finite, or different where they may not.
+
+  The message names the model, the leaf and the first such entry.
+  """
+
+
+MemoryLimitError = outline.MemoryLimitError
+
+
 class Progress(NamedTuple):
   """How far a merge is.
 
@@ -58,7 +68,7 @@ def plan(
   experts: Mapping[str, Expert],
   *,
   out_dtype: jax.typing.DTypeLike | None = None,
-  max_bytes: int = outline.MAX_BYTES,
+  max_bytes: int | None = None,
   workers: int | None = None,
   **extra: Mapping[str, streams.Source],
 ) -> outline.Plan:
@@ -88,7 +98,7 @@ def plan(
     (3, 384, 32)
   """
   run = outline.Outline(transform, base, experts, jnp.float32, out_dtype, extra)
-  return run.plan(max_bytes, _threads(workers))
+  return run.plan(max_bytes or outline.MAX_BYTES, _threads(workers))
 
 
 def merge_stream(
@@ -100,7 +110,7 @@ def merge_stream(
   dtype: jax.typing.DTypeLike = jnp.float32,
   out_dtype: jax.typing.DTypeLike | None = None,
   paths: Iterable[str] | None = None,
-  max_bytes: int = outline.MAX_BYTES,
+  max_bytes: int | None = None,
   workers: int | None = None,
   finite: bool = True,
   progress: Callable[[Progress], None] | None = None,
@@ -126,7 +136,8 @@ def merge_stream(
       wider.
     out_dtype: Type of merged floating leaves; that of the base by default.
     paths: Leaves to write; all by default. Statistics are of all leaves.
-    max_bytes: What jobs may hold at once. A leaf that has to be whole and needs
+    max_bytes: What jobs may hold at once; by default what the largest leaf
+      needs, and half a gigabyte at least. A leaf that has to be whole and needs
       more is refused.
     workers: Number of threads; one more than processors by default.
     finite: Whether to refuse values that are not finite.
@@ -135,10 +146,11 @@ def merge_stream(
     **extra: Data that the transform needs for each expert, as sources.
 
   Raises:
-    ValueError: Models differ in leaves or shapes; a value is not finite, or
-      beyond the range of `out_dtype`; a leaf that is not floating differs
-      between models; a leaf needs more memory than allowed. What names, shapes
-      and types tell is told before anything is read.
+    ValuesError: A value is not finite, or beyond the range of `out_dtype`; a
+      leaf that is not floating differs between models.
+    MemoryLimitError: A leaf needs more memory than allowed.
+    ValueError: Models differ in leaves or shapes. What names, shapes and types
+      tell is told before anything is read.
     TypeError: `experts` is not a mapping.
 
   Examples:
@@ -158,10 +170,10 @@ def merge_stream(
     hint = patterns.suggest(path, run.specs)
     raise ValueError(f'merge_stream: there is no leaf {path!r}{hint}')
   jobs = run.jobs(piece)
-  run.check_fits(jobs, max_bytes)
-  work = _Work(run, sink, finite, max_bytes, _threads(workers), progress)
+  limit = run.limit(jobs, max_bytes)
+  work = _Work(run, sink, finite, limit, piece, _threads(workers), progress)
   work.merge(jobs, wanted)
-  work.copy(wanted - {spec.path for spec in run.floating}, piece)
+  work.copy(wanted - {spec.path for spec in run.floating})
 
 
 def _threads(workers):
@@ -171,11 +183,12 @@ def _threads(workers):
 class _Work:
   """The loops of one merge."""
 
-  def __init__(self, run, sink, finite, max_bytes, workers, progress):
+  def __init__(self, run, sink, finite, max_bytes, piece, workers, progress):
     self._run = run
     self._sink = sink
     self._finite = finite
     self._limit = max_bytes
+    self._piece = piece
     self._workers = workers
     self._progress = progress
     self._buffers = buffers_lib.Buffers()
@@ -202,7 +215,7 @@ class _Work:
         results = self._results(executor, stage, function, check, jobs)
         state = drivers.gather(observer, results, state)
         check = False
-      function = functools.partial(self._update, state)
+      function = functools.partial(self._update, state, None)
       deque(self._results(executor, 'merge', function, check, mine), maxlen=0)
 
   def _observe(self, place, observer, state, job, inputs):
@@ -217,9 +230,11 @@ class _Work:
       )
     return jax.block_until_ready(statistic)
 
-  def _update(self, state, job, inputs):
+  def _update(self, state, selected, job, inputs):
     run = self._run
     spec = run.floating[job.place]
+    if selected is not None:
+      inputs = inputs._replace(extra={**inputs.extra, 'selected': selected})
     compiled = run.compiled(job)
     if compiled:
       value = compiled[-1](inputs, state)
@@ -229,7 +244,7 @@ class _Work:
       value = programs.update_leaf(update, route, run.dtype, out, inputs, state)
     flat = np.asarray(value).reshape(-1)
     if self._finite and not buffers_lib.all_finite(flat):
-      raise ValueError(
+      raise ValuesError(
         _not_finite('the merge', spec, job, flat)
         + f': results beyond the range of {flat.dtype}; write a wider type'
       )
@@ -250,16 +265,11 @@ class _Work:
 
     def work(job):
       spec = self._run.floating[job.place]
-      with self._buffers.lease() as lease, drivers.naming(spec.path):
-        inputs = self._read(job, lease, check)
-        # Of threads that need the same new program, one compiles it.
-        key = stage, self._run.routes[job.place], inputs.row[0].shape
-        if key in self._compiled:
-          result = function(job, inputs)
+      with drivers.naming(spec.path):
+        if job.selection is None:
+          result = self._one(stage, function, job, check)
         else:
-          with self._compiling:
-            result = function(job, inputs)
-          self._compiled.add(key)
+          result = self._select(stage, job, check)
       self._report(stage, spec, job)
       return result
 
@@ -282,14 +292,62 @@ class _Work:
       for future, _ in running:
         future.cancel()
 
+  def _one(self, stage, function, job, check, models=None):
+    """Reads a leaf or a piece of one, and calls a function of it."""
+    with self._buffers.lease() as lease:
+      inputs = self._read(job, lease, check, models)
+      # Of threads that need the same new program, one compiles it.
+      key = stage, self._run.routes[job.place], inputs.row[0].shape
+      if key in self._compiled:
+        return function(job, inputs)
+      with self._compiling:
+        result = function(job, inputs)
+      self._compiled.add(key)
+      return result
+
+  def _select(self, stage, job, check):
+    """Merges a leaf in pieces, after selecting from all of it."""
+    run = self._run
+    route, values_of = run.routes[job.place], job.selection.values
+    pieces = [
+      job._replace(start=start, size=min(self._piece, job.size - start))
+      for start in range(0, job.size, self._piece)
+    ]
+
+    def gather(piece, inputs):
+      some, rank = programs.select_values(
+        values_of, route, run.dtype, inputs, run.state
+      )
+      end = piece.start + piece.size
+      values[piece.start : end] = np.asarray(some)
+      return int(rank)
+
+    found = []
+    with self._buffers.lease() as lease:
+      values, scratch = (
+        lease.take(job.size, np.dtype(np.uint32)) for _ in range(2)
+      )
+      for model in range(len(run.models)):
+        ranks = [
+          self._one('select', gather, piece, check, (model,))
+          for piece in pieces
+        ]
+        found.append(job.selection.find(values, scratch, ranks[0]))
+    selected = tuple(
+      np.array(each, np.uint32) for each in zip(*found, strict=True)
+    )
+    update = functools.partial(self._update, run.state, selected)
+    for piece in pieces:
+      self._one(stage, update, piece, False)
+
   def _report(self, stage, spec, job):
     with self._lock:
       self._done += self._run.read_bytes(spec, job.size)
       if self._progress is not None:
         self._progress(Progress(stage, spec.path, self._done, self._total))
 
-  def _read(self, job, lease, check) -> programs.Inputs:
-    """Reads the rows of a job."""
+  def _read(self, job, lease, check, models=None) -> programs.Inputs:
+    """Reads the rows of a job, of all experts or of some."""
     run = self._run
     spec = run.floating[job.place]
     shape = spec.shape if job.whole else (job.size,)
@@ -298,11 +356,12 @@ class _Work:
       buffer = lease.take(job.size, source.specs[spec.path].dtype)
       source.read(spec.path, job.start, buffer)
       if check and not buffers_lib.all_finite(buffer):
-        raise ValueError(_not_finite(repr(name), spec, job, buffer))
+        raise ValuesError(_not_finite(repr(name), spec, job, buffer))
       return jax.device_put(buffer.reshape(shape))
 
     row = [fetch('base', run.base)]
-    for name, expert in zip(run.models, run.experts, strict=True):
+    for place in range(len(run.models)) if models is None else models:
+      name, expert = run.models[place], run.experts[place]
       if outline.is_adapter(expert):
         row.append(expert.get(spec.path))
       else:
@@ -313,9 +372,10 @@ class _Work:
       else None
       for name, columns in run.extra.items()
     }
-    return programs.Inputs(np.int32(job.place), tuple(row), extra)
+    start = np.uint32(job.start)
+    return programs.Inputs(np.int32(job.place), tuple(row), extra, start)
 
-  def copy(self, paths: Iterable[str], piece: int) -> None:
+  def copy(self, paths: Iterable[str]) -> None:
     """Writes leaves that are not merged, and that all models have to share."""
     run = self._run
     models = [('base', run.base), *zip(run.models, run.experts, strict=True)]
@@ -326,14 +386,14 @@ class _Work:
     ]
     for path in sorted(paths):
       size = math.prod(run.specs[path].shape)
-      for start in range(0, max(size, 1), piece):
-        count = min(piece, size - start)
+      for start in range(0, max(size, 1), self._piece):
+        count = min(self._piece, size - start)
         first, *others = (
           _read_part(each, path, start, count) for _, each in models
         )
         for (name, _), other in zip(models[1:], others, strict=True):
           if not np.array_equal(first, other):
-            raise ValueError(
+            raise ValuesError(
               f'merge_stream: {name!r} at {path!r}: differs from '
               f'{models[0][0]!r}; {first.dtype} leaves are not merged and have '
               'to agree'

@@ -53,12 +53,14 @@ class Leaf(NamedTuple):
       name. A combining transform leaves one.
     index: Place of the leaf in the `specs` that `init` saw, `i32[]`.
     route: What `MergeTransform.route` says of the leaf; static.
+    start: If this is a piece of a leaf, the place of its first entry, `u32[]`.
   """
 
   base: jax.Array
   deltas: tuple[jax.Array, ...]
   index: jax.Array | np.ndarray | int
   route: Hashable = None
+  start: jax.Array | np.ndarray | int = 0
 
 
 class Observer(NamedTuple):
@@ -77,6 +79,29 @@ class Observer(NamedTuple):
   finish: Callable[[Statistic, State], State]
 
 
+class Selection(NamedTuple):
+  """What a host finds of a leaf faster, and in less memory, than a device.
+
+  A processor partitions numbers by their size many times faster than XLA's
+  programs for it do. A driver that reads from disk therefore gathers `values`
+  of one expert after the other, hands them to `find`, and passes what it
+  returns to `update` as `selected`; the leaf may then come in pieces.
+
+  Attributes:
+    values: `(leaf with one delta, state) -> (u32[size], rank)`, entry by entry,
+      and what `find` needs besides.
+    find: `(values, scratch, rank) -> numbers`, for one expert. Both are NumPy
+      arrays, `u32[size]`, and `scratch` holds nothing.
+  """
+
+  values: Callable[..., tuple[jax.Array, Any]]
+  find: Callable[[np.ndarray, np.ndarray, int], tuple[int, ...]]
+
+
+def _no_selection(spec: LeafSpec) -> None:
+  """All is done in `update`."""
+
+
 def _no_route(spec: LeafSpec) -> None:
   """Every leaf runs the same program."""
 
@@ -89,6 +114,10 @@ def never(spec: LeafSpec) -> bool:
 def always(spec: LeafSpec) -> bool:
   """Every leaf may come in pieces, for `MergeTransform.entrywise`."""
   return True
+
+
+# For `_replace` of a transform around another that needs whole leaves.
+WHOLE: dict[str, Any] = {'entrywise': never, 'selection': _no_selection}
 
 
 class MergeTransform(NamedTuple):
@@ -114,6 +143,9 @@ class MergeTransform(NamedTuple):
       of the result depends on the same entry of the models and on the state
       alone, and statistics of the pieces add up exactly. A model larger than
       memory is then merged in little memory, whatever its largest leaf.
+    selection: `spec -> Selection | None`: what `update` may be given as
+      `selected`, one tuple of `u32[models]` for the numbers that `find`
+      returns. The result is the same bits as without.
     sources: Factories whose docstrings hold the references to cite.
   """
 
@@ -123,6 +155,7 @@ class MergeTransform(NamedTuple):
   route: Callable[[LeafSpec], Hashable] = _no_route
   extra: tuple[str, ...] = ()
   entrywise: Callable[[LeafSpec], bool] = never
+  selection: Callable[[LeafSpec], Selection | None] = _no_selection
   sources: tuple[Callable[..., 'MergeTransform'], ...] = ()
 
 
@@ -326,8 +359,26 @@ def chain(*transforms: MergeTransform) -> MergeTransform:
     route=lambda spec: tuple(each.route(spec) for each in transforms),
     extra=union(each.extra for each in transforms),
     entrywise=lambda spec: all(each.entrywise(spec) for each in transforms),
+    selection=lambda spec: _first_selection(transforms, spec),
     sources=union(each.sources for each in transforms),
   )
+
+
+def _first_selection(transforms, spec):
+  """That of the first, if the others need nothing but entries."""
+  if not transforms or any(each.observers for each in transforms):
+    return None
+  first, *others = transforms
+  found = first.selection(spec)
+  if found is None or not all(
+    each.entrywise(spec) and each.selection(spec) is None for each in others
+  ):
+    return None
+  return found._replace(values=bind(_values_of_first, found.values))
+
+
+def _values_of_first(values, leaf, state):
+  return values(leaf._replace(route=leaf.route[0]), state[0])
 
 
 def _update_chain(updates, leaf, state, **extra):

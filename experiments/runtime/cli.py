@@ -21,6 +21,7 @@ from absl import flags
 from absl import logging
 
 from experiments.runtime import errors
+from third_party import problems
 
 Main = Callable[[Sequence[str]], None]
 
@@ -44,7 +45,8 @@ def run(
 
   Raises:
     SystemExit: Always. 0 after success and `--help`, 2 for what the person
-      can repair; other errors keep their traceback and status 1.
+      can repair, the status of a `ProblemError`; other errors keep their
+      traceback and status 1.
   """
   _stop_at_once(when_stopped)
 
@@ -54,6 +56,10 @@ def run(
       main(argv)
     except errors.UsageError as error:
       _refuse(str(error))
+    except problems.ProblemError as error:
+      for each in error.problems:
+        print(f'error: {_one_line(str(each))}', file=sys.stderr)
+      sys.exit(error.status)
     except BrokenPipeError:  # The reader, such as `head`, has seen enough.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       sys.exit(141)
@@ -106,9 +112,14 @@ def _check_arguments(given: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-  message = ' '.join(message.split())
-  print(f'{_program()}: {message}', file=sys.stderr)
+  print(f'{_program()}: {_one_line(message)}', file=sys.stderr)
   sys.exit(2)
+
+
+def _one_line(message: str) -> str:
+  """Names in files may hold anything, also what moves a terminal's cursor."""
+  words = ' '.join(message.split())
+  return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
 
 
 def _program() -> str:

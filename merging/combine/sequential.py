@@ -179,7 +179,7 @@ def at_mean_norm(inner: transform.MergeTransform) -> transform.MergeTransform:
     init=lambda specs, models: (inner.init(specs, models), 1.0),
     observers=(*observers, norms),
     update=transform.bind(_update_scaled, inner.update),
-    entrywise=transform.never,
+    **transform.WHOLE,
   )
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from merging import transform
 from merging.combine import interpolate
@@ -160,7 +161,7 @@ class Karcher(NamedTuple):
     tol: Length of a step at which it stops, `f32[]`.
   """
 
-  weights: jax.Array
+  weights: jax.Array | np.ndarray
   tol: float | jax.Array
 
 

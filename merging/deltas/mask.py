@@ -81,7 +81,8 @@ def thresholds(
     threshold = jnp.asarray(threshold, jnp.float32)
     if not threshold.ndim:
       return jnp.full(len(models), threshold)
-  return scaling.per_model(caller, threshold, models).astype(jnp.float32)
+  given = scaling.per_model(caller, threshold, models)
+  return jnp.asarray(given, jnp.float32)
 
 
 @references.cited
@@ -218,7 +219,7 @@ def _with_masks(
     init=init,
     observers=observers,
     update=transform.bind(_update_masks, caller, inner.update, function),
-    entrywise=transform.never,
+    **transform.WHOLE,
   )
 
 

@@ -14,6 +14,8 @@ from merging import references
 from merging import select
 from merging import transform
 
+_NOWHERE = 2**31 - 1  # More than any place in a leaf, or bits of a number.
+
 
 class _State(NamedTuple):
   rank: select.Array  # a count, or one per leaf in tensor scope
@@ -94,8 +96,12 @@ def trim(
     return _State(rank[:, 0], earlier=earlier)
 
   if scope == 'tensor':
+    found = transform.Selection(_values, transform.bind(_find, ties))
     return transform.MergeTransform(
-      init, (), transform.bind(_update_tensor, ties)
+      init,
+      (),
+      transform.bind(_update_tensor, ties),
+      selection=lambda spec: found,
     )
   sweeps = (
     transform.Observer(_observe_upper, _finish_upper),
@@ -146,8 +152,43 @@ def _finish_ties(statistic, state):
   return state._replace(earlier=select.subtract(running, ties))
 
 
-def _update_tensor(ties, leaf, state, **extra):
+def _values(leaf, state):
+  (bits,) = _bits(leaf)
+  return bits, select.saturate(jnp.asarray(state.rank)[:, leaf.index])
+
+
+def _find(ties, bits, scratch, rank):
+  """Finds the threshold of an expert, and the place of its last tie to keep."""
+  if not 1 <= rank <= bits.size:
+    return (0 if rank < 1 else _NOWHERE), _NOWHERE
+  ordered = scratch.view(np.int32)  # Partitioned twice as fast as u32.
+  ordered[...] = bits.view(np.int32)
+  ordered.partition(rank - 1)
+  threshold = int(ordered[rank - 1])
+  if ties == 'threshold':
+    return threshold, _NOWHERE
+  wanted = 1 + sum(
+    int(np.count_nonzero(part == threshold)) for part in _parts(ordered[rank:])
+  )
+  passed = 0
+  for part in _parts(bits):
+    places = np.flatnonzero(part == threshold)
+    if len(places) >= wanted:
+      return threshold, passed + int(places[wanted - 1]) + 1
+    wanted -= len(places)
+    passed += part.size
+  raise AssertionError('there are as many ties as were counted')
+
+
+def _parts(values):
+  size = 1 << 20
+  return (values[i : i + size] for i in range(0, values.size, size))
+
+
+def _update_tensor(ties, leaf, state, selected=None, **extra):
   bits = _bits(leaf)
+  if selected is not None:
+    return _keep_up_to(ties, leaf, bits, *selected)
   rank = select.saturate(jnp.asarray(state.rank)[:, leaf.index])
   thresholds = select.kth_smallest(bits, rank)
   kept = bits[0].size + 1 - rank
@@ -169,17 +210,25 @@ def _update_global(ties, leaf, state, **extra):
 
 
 def _keep(ties, leaf, bits, thresholds, wanted):
-  if ties == 'threshold':
-    keeps = [row >= each for row, each in zip(bits, thresholds, strict=True)]
-  else:
+  last = None
+  if ties == 'index':
     # The place of the last tie to keep is the k-th smallest of their places.
     places = jnp.arange(1, bits[0].size + 1, dtype=jnp.uint32)
-    none = jnp.uint32(2**31 - 1)
     of_ties = [
-      jnp.where(row == each, places, none)
+      jnp.where(row == each, places, jnp.uint32(_NOWHERE))
       for row, each in zip(bits, thresholds, strict=True)
     ]
     last = select.kth_smallest(of_ties, wanted)
+  return _keep_up_to(ties, leaf, bits, thresholds, last)
+
+
+def _keep_up_to(ties, leaf, bits, thresholds, last):
+  """Keeps what is above a threshold, and ties up to a place in the leaf."""
+  if ties == 'threshold':
+    keeps = [row >= each for row, each in zip(bits, thresholds, strict=True)]
+  else:
+    first = jnp.asarray(leaf.start, jnp.uint32) + 1
+    places = first + jnp.arange(bits[0].size, dtype=jnp.uint32)
     keeps = [
       (row > threshold) | ((row == threshold) & (places <= end))
       for row, threshold, end in zip(bits, thresholds, last, strict=True)

@@ -79,9 +79,7 @@ def lines(
   if alpha is not None:
     return made
   norms = depth.match_average_norm(inner)
-  return made._replace(
-    observers=(*made.observers, norms), entrywise=transform.never
-  )
+  return made._replace(observers=(*made.observers, norms), **transform.WHOLE)
 
 
 @references.cited

@@ -1,0 +1,1 @@
+"""Checkpoints of Hugging Face: looking at them, merging them, writing them."""

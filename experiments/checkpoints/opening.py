@@ -1,0 +1,186 @@
+"""Finding and opening the models that a recipe names."""
+
+from collections.abc import Iterable
+from collections.abc import Mapping
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merging import streams  # noqa: TC001
+from third_party import problems
+from third_party.huggingface import checkpoint as checkpoint_lib
+from third_party.mergekit import names
+from third_party.peft import adapted
+from third_party.peft import adapter as adapter_lib
+
+
+class Model:
+  """A model of a recipe: a checkpoint, and an adapter of it if there is one.
+
+  Attributes:
+    ref: As the recipe names it.
+    name: The same as text.
+    checkpoint: The directory of weights.
+    files: The adapter's own files, or `None`.
+    adapter: By path what the adapter changes, or `None`.
+    config: Contents of `config.json`.
+    directory: Where the checkpoint lies.
+    side_files: Names of what lies beside the weights.
+    specs: Of all tensors.
+    notes: What a person should know.
+  """
+
+  def __init__(
+    self,
+    ref: names.ModelRef,
+    checkpoint: checkpoint_lib.Checkpoint,
+    files: adapter_lib.PeftAdapter | None,
+  ):
+    """Puts them together.
+
+    Raises:
+      problems.ProblemError: The adapter does not fit.
+    """
+    self.ref = ref
+    self.name = str(ref)
+    self.checkpoint = checkpoint
+    self.config = checkpoint.config
+    self.directory = checkpoint.directory
+    self.side_files = checkpoint.side_files
+    self.files = files
+    self.adapter = None
+    self.notes = [str(each) for each in checkpoint.problems]
+    source: streams.Source = checkpoint
+    if files is not None:
+      self.adapter = files.fit(checkpoint.specs, ref.path)
+      self.notes += [str(each) for each in self.adapter.notes]
+      source = adapted.Adapted(checkpoint, self.adapter)
+    self.source = source
+    self.specs: streams.Specs = source.specs
+
+  def read(self, path: str, start: int, out: np.ndarray) -> None:
+    """Fills `out` with entries of a tensor."""
+    self.source.read(path, start, out)
+
+
+def open_models(
+  refs: Iterable[names.ModelRef],
+  *,
+  beside: Path,
+  places: Mapping[str, str],
+  strict: bool = False,
+) -> dict[names.ModelRef, Model]:
+  """Opens all models: reads headers and JSON.
+
+  Args:
+    refs: As the recipe names them.
+    beside: The folder of the recipe, where relative paths are looked for too.
+    places: By name in the recipe, the directory to use.
+    strict: Whether what is doubtful is wrong.
+
+  Returns:
+    The models; one directory is opened once.
+
+  Raises:
+    problems.ProblemError: With all that is wrong with any of them.
+  """
+  found: list[problems.Problem] = []
+  opened: dict[Path, Any] = {}
+  models = {}
+  refs = list(refs)
+  for name in places:
+    if not any(name in (each.path, each.lora) for each in refs):
+      found.append(
+        problems.Problem(
+          problems.Kind.CONFIG, (f'--model_path {name}',), 'no model has it'
+        )
+      )
+  for ref in refs:
+    parts: list[Any] = []
+    for path, revision, kind in (
+      (ref.path, ref.revision, 'model'),
+      (ref.lora, ref.lora_revision, 'adapter'),
+    ):
+      if path is None:
+        continue
+      try:
+        directory = find(path, revision, beside, places)
+        if directory not in opened:
+          opened[directory] = (
+            checkpoint_lib.open_checkpoint(directory, name=path, strict=strict)
+            if kind == 'model'
+            else adapter_lib.open_adapter(directory, name=path)
+          )
+        parts.append(opened[directory])
+      except problems.ProblemError as error:
+        found += [each for each in error.problems if each not in found]
+    if len(parts) == 1 + (ref.lora is not None):
+      try:
+        models[ref] = Model(ref, parts[0], parts[1] if ref.lora else None)
+      except problems.ProblemError as error:
+        found += error.problems
+  if found:
+    raise problems.ProblemError(found)
+  return models
+
+
+def find(
+  name: str, revision: str | None, beside: Path, places: Mapping[str, str]
+) -> Path:
+  """Returns the directory of a model, without using a network.
+
+  Args:
+    name: A path, or a name of the Hugging Face Hub.
+    revision: Of the Hub.
+    beside: The folder of the recipe.
+    places: By name, the directory to use.
+
+  Returns:
+    The directory: the one given for it, one that is there under that path, or
+    the snapshot in the cache of the Hub.
+
+  Raises:
+    problems.ProblemError: There is none.
+  """
+  if name in places:
+    candidates = [Path(places[name])]
+  else:
+    path = Path(name).expanduser()
+    candidates = [path, beside / path]
+  for path in candidates:
+    if path.is_dir():
+      return path.resolve()
+  for path in candidates:
+    if path.exists():
+      raise problems.refuse(
+        problems.Kind.INPUT, (name,), 'is a file', 'name its directory'
+      )
+  snapshot = None if name in places else _in_cache(name, revision)
+  if snapshot is not None:
+    return snapshot.resolve()
+  looks = name not in places and name.count('/') == 1 and name[0] not in './~'
+  raise problems.refuse(
+    problems.Kind.INPUT,
+    (name,),
+    'there is no such directory'
+    + (', and the cache of the Hugging Face Hub has none' if looks else ''),
+    f'download it with `hf download {name}`, or say --model_path {name}=DIR'
+    if looks
+    else 'look for a misspelling, or say --model_path NAME=DIR',
+  )
+
+
+def _in_cache(name: str, revision: str | None) -> Path | None:
+  home = os.environ.get('HF_HOME', '~/.cache/huggingface')
+  hub = Path(os.environ.get('HF_HUB_CACHE', os.path.join(home, 'hub')))
+  if name.count('/') != 1 or '..' in name:
+    return None
+  folder = hub.expanduser() / f'models--{name.replace("/", "--")}'
+  wanted = revision or 'main'
+  reference = folder / 'refs' / wanted
+  if reference.is_file():
+    wanted = reference.read_text(encoding='utf-8').strip()
+  snapshot = folder / 'snapshots' / wanted
+  return snapshot if '/' not in wanted and snapshot.is_dir() else None

@@ -1,0 +1,259 @@
+"""From a recipe to all that is known of a merge before a weight is read."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+from typing import Literal
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.checkpoints import native
+from experiments.checkpoints import opening
+import merging
+from merging import outline
+from merging import streams
+from third_party import problems
+from third_party import strict_yaml
+from third_party.huggingface import vocabulary
+from third_party.mergekit import jobs as jobs_lib
+from third_party.mergekit import names
+from third_party.mergekit import recipe as mergekit_recipe
+
+_MAX_RECIPE = 1 << 20  # Bytes.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  """What a person says beside the recipe.
+
+  Attributes:
+    model_paths: By name in the recipe, the directory to use.
+    seed: What random methods draw from; that of the recipe, or 0, by default.
+    extra: What becomes of tensors that not all models have.
+    untie: Whether to give tied models heads of their own.
+    strict: Whether what is doubtful is wrong.
+  """
+
+  model_paths: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  seed: int | None = None
+  extra: jobs_lib.Extra = 'error'
+  untie: bool = False
+  strict: bool = False
+
+
+class Merge(NamedTuple):
+  """Tensors of the output that are merged alike.
+
+  Attributes:
+    job: As the recipe tells it.
+    base: The base, under the names of the output; `None` for zeros.
+    experts: The experts by name, likewise; adapters of the base stay adapters.
+    out_dtype: Type of the merged floating tensors; that of the base by default.
+    plan: What is known of it.
+  """
+
+  job: jobs_lib.Job
+  base: streams.Source | None
+  experts: dict[str, Any]
+  out_dtype: np.dtype | None
+  plan: outline.Plan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+  """A merge that could begin.
+
+  Attributes:
+    recipe: The recipe.
+    recipe_file: What to call it beside the model.
+    models: The models, the base first.
+    merges: What makes the tensors of the output; no two make the same.
+    specs: Of the output.
+    config: Contents of its `config.json`.
+    vocabulary: What lies beside the weights, and where it comes from.
+    seed: What random methods draw from.
+    notes: What a person should know.
+  """
+
+  recipe: Any
+  recipe_file: Literal['merge_recipe.yml', 'mergekit_config.yml']
+  models: dict[names.ModelRef, opening.Model]
+  merges: tuple[Merge, ...]
+  specs: dict[str, merging.LeafSpec]
+  config: dict[str, Any]
+  vocabulary: vocabulary.VocabularyPlan
+  seed: int
+  notes: tuple[str, ...]
+
+  @property
+  def method(self) -> str:
+    """How models are merged, in a word or two."""
+    method = self.recipe.method
+    return method if isinstance(method, str) else method.name
+
+  @property
+  def has_base(self) -> bool:
+    """Whether the first model is the base of the others."""
+    first = next(iter(self.models))
+    return any(merge.job.base == first for merge in self.merges)
+
+  @property
+  def bytes_read(self) -> int:
+    """Bytes of tensors that will be read."""
+    return sum(each.plan.bytes_read for each in self.merges)
+
+  @property
+  def bytes_written(self) -> int:
+    """Bytes of tensors of the output."""
+    return sum(
+      math.prod(spec.shape) * spec.dtype.itemsize
+      for spec in self.specs.values()
+    )
+
+  @property
+  def inputs(self) -> list[Path]:
+    """All directories that are read."""
+    found = []
+    for model in self.models.values():
+      found.append(Path(model.directory))
+      if model.files is not None:
+        found.append(Path(model.files.directory))
+    return list(dict.fromkeys(found))
+
+
+def read(
+  file: Path,
+) -> tuple[Any, Literal['merge_recipe.yml', 'mergekit_config.yml']]:
+  """Reads a recipe of either kind.
+
+  Args:
+    file: The YAML.
+
+  Returns:
+    The recipe, and what to call its text beside the model.
+
+  Raises:
+    problems.ProblemError: With all that is wrong with it.
+  """
+  where = (str(file),)
+  try:
+    with file.open('rb') as stream:
+      data = stream.read(_MAX_RECIPE + 1)
+  except OSError as error:
+    reason = error.strerror or str(error)
+    raise problems.refuse(
+      problems.Kind.CONFIG, where, f'cannot be read: {reason}'
+    ) from error
+  if len(data) > _MAX_RECIPE:
+    raise problems.refuse(
+      problems.Kind.CONFIG, where, 'is larger than 1 MB', 'is it a recipe?'
+    )
+  root = strict_yaml.load(data, file=file.name)
+  if isinstance(root.value, dict) and 'merge' in root.value:
+    return native.parse(data.decode(), file.name), 'merge_recipe.yml'
+  return mergekit_recipe.parse(data, file.name), 'mergekit_config.yml'
+
+
+def prepare(file: Path, options: Options) -> Prepared:
+  """Reads a recipe and the headers of its models, and checks all of it.
+
+  Args:
+    file: The recipe.
+    options: What a person says beside it.
+
+  Returns:
+    The merge that could begin.
+
+  Raises:
+    problems.ProblemError: With all that speaks against it, as far as could be
+      looked: a recipe with errors is not compared with models.
+  """
+  recipe, recipe_file = read(file)
+  models = opening.open_models(
+    recipe.models,
+    beside=file.resolve().parent,
+    places=options.model_paths,
+    strict=options.strict,
+  )
+  base, *others = models.values()
+  words = vocabulary.plan(recipe.vocabulary, base, others, untie=options.untie)
+  found = list(words.problems)
+  sources = {ref: words.sources.get(str(ref), models[ref]) for ref in models}
+  configs = {ref: model.config for ref, model in models.items()}
+  seed = recipe.seed if options.seed is None else options.seed
+  made: Sequence[jobs_lib.Job] = ()
+  try:
+    made = recipe.jobs(
+      {ref: source.specs for ref, source in sources.items()},
+      configs,
+      seed=seed or 0,
+      extra=options.extra,
+    )
+  except problems.ProblemError as error:
+    # A vocabulary that differs is told once, with its remedies.
+    known = {each.where for each in found}
+    found += [each for each in error.problems if each.where not in known]
+  if found:
+    raise problems.ProblemError(found)
+  out_dtype = recipe.out_dtype or getattr(recipe, 'dtype', None)
+  merges = tuple(_merge(job, models, sources, out_dtype, found) for job in made)
+  if found:
+    raise problems.ProblemError(found)
+  specs = {
+    spec.path: spec
+    for merge in merges
+    if merge is not None
+    for spec in merge.plan.specs
+  }
+  notes = [f'{m.name}: {n}' for m in models.values() for n in m.notes]
+  return Prepared(
+    recipe=recipe,
+    recipe_file=recipe_file,
+    models=models,
+    merges=merges,
+    specs=dict(sorted(specs.items())),
+    config=vocabulary.changed(recipe.config(configs), words.config_changes),
+    vocabulary=words,
+    seed=seed or 0,
+    notes=(*recipe.notes, *words.notes, *notes),
+  )
+
+
+def _merge(job, models, sources, out_dtype, found) -> Any:
+  """Gives the sources of a job the names of the output."""
+
+  def named(ref):
+    return streams.Renamed(
+      sources[ref], {out: paths[ref] for out, paths in job.leaves.items()}
+    )
+
+  base = None if job.base is None else named(job.base)
+  experts = {}
+  for name, ref in job.experts.items():
+    adapter = _adapter_of(ref, job.base, models, sources, job)
+    experts[name] = named(ref) if adapter is None else adapter
+  try:
+    plan = merging.plan(job.transform, base, experts, out_dtype=out_dtype)
+  except (ValueError, TypeError) as error:
+    found.append(problems.Problem(problems.Kind.CONFIG, (), str(error)))
+    return None
+  return Merge(job, base, experts, out_dtype, plan)
+
+
+def _adapter_of(ref, base, models, sources, job) -> Mapping[str, Any] | None:
+  """The adapter of an expert that is the base and it: an exact change."""
+  model = models[ref]
+  if model.adapter is None or base is None:
+    return None
+  mine = models[base]
+  same = mine.checkpoint is model.checkpoint and mine.adapter is None
+  plain = sources[ref] is model and sources[base] is mine
+  straight = all(
+    path == out for out, paths in job.leaves.items() for path in paths.values()
+  )
+  whole = set(model.adapter) <= set(job.leaves)
+  return model.adapter if same and plain and straight and whole else None

@@ -1,0 +1,325 @@
+"""Carrying a prepared merge out: stream, verify, publish."""
+
+from collections.abc import Callable
+import dataclasses
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+import platform
+import shutil
+import sys
+import time
+from typing import Any
+from typing import TextIO
+
+from experiments.checkpoints import card
+from experiments.checkpoints import memory
+from experiments.checkpoints import prepare
+from experiments.checkpoints import text
+from experiments.checkpoints import verify as verify_lib
+from experiments.runtime import commit as commit_lib
+from experiments.runtime import files
+from experiments.runtime import progress as progress_lib
+import merging
+from merging import streaming
+from third_party import problems
+from third_party.huggingface import tied
+from third_party.huggingface import writer as writer_lib
+
+_PACKAGES = ('arithmerge', 'jax', 'jaxlib', 'ml_dtypes', 'numpy')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """How to write, which decides nothing of what is written but its shards.
+
+  Attributes:
+    shard_size: Most bytes of tensors in a file.
+    max_memory: Most bytes of memory that the process may take, mapped files of
+      programs left out; `None` for what the largest tensor needs.
+    workers: Number of threads.
+    overwrite: Whether an old model at the target may be replaced.
+    resume: Whether to continue a run that was stopped.
+    allow_nonfinite: Whether NaN and infinities are merged like numbers.
+    full_verify: Whether to read the output again and look at every value.
+  """
+
+  shard_size: int = 5_000_000_000
+  max_memory: int | None = None
+  workers: int | None = None
+  overwrite: bool = False
+  resume: bool = False
+  allow_nonfinite: bool = False
+  full_verify: bool = False
+
+
+def commit_of(
+  prepared: prepare.Prepared,
+  target: Path,
+  settings: Settings,
+  notify: Callable[[str], object],
+) -> commit_lib.Commit:
+  """Returns the commit that a merge would be."""
+  return commit_lib.Commit(
+    target,
+    fingerprint=_fingerprint(prepared, settings),
+    inputs=prepared.inputs,
+    overwrite=settings.overwrite,
+    resume=settings.resume,
+    notify=notify,
+  )
+
+
+def run(
+  prepared: prepare.Prepared,
+  target: Path,
+  settings: Settings,
+  *,
+  notify: Callable[[str], object] = lambda line: None,
+  meter: 'Meter | None' = None,
+) -> card.MergeResult:
+  """Merges, verifies and publishes.
+
+  Args:
+    prepared: The merge.
+    target: Where the model goes.
+    settings: How it is written.
+    notify: Called with what a person should know.
+    meter: Shows how far the merge is.
+
+  Returns:
+    What was done.
+
+  Raises:
+    problems.ProblemError: With what went wrong; nothing is at the target, or
+      what was there before.
+  """
+  began = time.perf_counter()
+  timings: dict[str, float] = {}
+  memory.keep_freed()
+  limit = _limit(settings.max_memory)
+  with commit_of(prepared, target, settings, notify) as commit:
+    found = tied.differing(prepared.vocabulary.duplicates)
+    if found:
+      raise problems.ProblemError(found)
+    writer = writer_lib.CheckpointWriter(
+      commit.partial,
+      prepared.specs,
+      shard_size=settings.shard_size,
+      metadata={'merged_by': 'arithmerge'},
+      on_shard_done=commit.record,
+    )
+    kept = writer.resume(commit.finished)
+    if kept:
+      notify(f'{len(kept)} of {len(prepared.specs)} tensors are there already')
+    with writer:
+      for merge in prepared.merges:
+        _stream(merge, writer, kept, settings, limit, meter)
+      timings['merge'] = time.perf_counter() - began
+      writer.finish()
+      fingerprints = writer.fingerprints
+    if meter is not None:
+      meter.close()
+    timings['write to disk'] = time.perf_counter() - began - timings['merge']
+    _write_side_files(commit.partial, prepared)
+    start = time.perf_counter()
+    findings = verify_lib.verify(
+      commit.partial,
+      inputs=[model.checkpoint for model in prepared.models.values()],
+      base=next(iter(prepared.models.values())),
+      expected=prepared.specs,
+      fingerprints=fingerprints,
+      nonfinite=None if settings.allow_nonfinite else {},
+      allow_nonfinite=settings.allow_nonfinite,
+      full=settings.full_verify,
+    )
+    timings['verify'] = time.perf_counter() - start
+    findings.raise_problems()
+    result = _result(prepared, commit.target.name, timings, findings)
+    card.write(commit.partial, result)
+    commit.publish()
+  return result
+
+
+def _stream(merge, sink, kept, settings, limit, meter) -> None:
+  paths = [path for path in merge.job.leaves if path not in kept]
+  if not paths:
+    return
+  try:
+    merging.merge_stream(
+      merge.job.transform,
+      merge.base,
+      merge.experts,
+      sink,
+      out_dtype=merge.out_dtype,
+      paths=paths,
+      max_bytes=limit,
+      workers=settings.workers,
+      finite=not settings.allow_nonfinite,
+      progress=None if meter is None else meter.update,
+    )
+  except streaming.ValuesError as error:
+    raise problems.refuse(
+      problems.Kind.INPUT,
+      (),
+      str(error),
+      '' if settings.allow_nonfinite else '--allow_nonfinite merges it anyway',
+    ) from error
+  except streaming.MemoryLimitError as error:
+    raise problems.refuse(
+      problems.Kind.SPACE, (), str(error), 'raise --max_memory'
+    ) from error
+
+
+def _limit(max_memory: int | None) -> int | None:
+  """Bytes that are left for tensors beside what the process holds now."""
+  if max_memory is None:
+    return None
+  held = memory.held()
+  floor = held + (64 << 20)  # Compiling takes some.
+  if max_memory < floor + (16 << 20):
+    raise problems.refuse(
+      problems.Kind.SPACE,
+      ('--max_memory',),
+      f'expected at least {text.size_of(floor + (16 << 20))}, which the '
+      f'program needs before it reads a tensor, got '
+      f'{text.size_of(max_memory)}',
+    )
+  return max_memory - floor
+
+
+def _fingerprint(prepared, settings) -> dict[str, Any]:
+  """All that decides what is written."""
+  return {
+    'recipe': prepared.recipe.text,
+    'seed': prepared.seed,
+    'models': {
+      str(ref): model.checkpoint.fingerprint()
+      for ref, model in prepared.models.items()
+    },
+    'adapters': {
+      str(ref): _adapter_fingerprint(model.files)
+      for ref, model in prepared.models.items()
+      if model.files is not None
+    },
+    'tensors': [
+      [spec.path, list(spec.shape), str(spec.dtype)]
+      for spec in prepared.specs.values()
+    ],
+    'shard_size': settings.shard_size,
+    'version': importlib.metadata.version('arithmerge'),
+  }
+
+
+def _adapter_fingerprint(adapter) -> dict[str, Any]:
+  found = {}
+  for name in ('adapter_config.json', 'adapter_model.safetensors'):
+    status = os.stat(os.path.join(adapter.directory, name))
+    found[name] = [status.st_size, status.st_mtime_ns]
+  return found
+
+
+def _write_side_files(directory: Path, prepared: prepare.Prepared) -> None:
+  """Writes config, tokenizer and what else lies beside the weights."""
+  for name, content in prepared.vocabulary.files.items():
+    if isinstance(content, bytes):
+      files.write(directory / name, content)
+    else:
+      shutil.copyfile(content, directory / name)
+  if prepared.config:
+    config = json.dumps(prepared.config, indent=2, ensure_ascii=False)
+    files.write(directory / 'config.json', config + '\n')
+
+
+def _result(prepared, name, timings, findings) -> card.MergeResult:
+  recipe = prepared.recipe
+  references = {
+    each.key: each
+    for merge in prepared.merges
+    for each in card.references_in(merge.job.transform)
+  }
+  base = next(iter(prepared.models))
+  return card.MergeResult(
+    name=recipe.name or name,
+    recipe=recipe.text,
+    recipe_file=prepared.recipe_file,
+    method=prepared.method,
+    references=tuple(references.values()),
+    models=[
+      card.MergedModel(
+        name=text.clean(model.name),
+        role='base' if ref == base and prepared.has_base else 'expert',
+        hub_id=card.hub_id(ref.path),
+        fingerprint=model.checkpoint.fingerprint(),
+        size=model.checkpoint.size,
+        tensors=len(model.checkpoint.specs),
+      )
+      for ref, model in prepared.models.items()
+    ],
+    seed=prepared.seed,
+    dtype=', '.join(sorted({str(s.dtype) for s in prepared.specs.values()})),
+    versions={
+      'python': platform.python_version(),
+      **{each: importlib.metadata.version(each) for each in _PACKAGES},
+    },
+    timings=timings,
+    bytes_read=prepared.bytes_read,
+    bytes_written=prepared.bytes_written,
+    peak_memory=memory.held('VmHWM'),
+    verification=findings,
+    notes=prepared.notes,
+  )
+
+
+class Meter:
+  """One line on a terminal: how far, how fast, how long; silent elsewhere."""
+
+  def __init__(self, total: int, stream: TextIO | None = None):
+    """Takes the bytes that will be read, and where to write."""
+    self._stream = stream or sys.stderr
+    self._shown = self._stream.isatty()
+    self._total = total
+    self._before = self._now = 0
+    self._start = self._last = time.monotonic()
+    self._open = False
+
+  def update(self, progress: merging.streaming.Progress) -> None:
+    """Shows what a merge reports."""
+    now = time.monotonic()
+    ended = progress.done == progress.total
+    if self._shown and (now - self._last > 0.1 or ended):
+      self._last = now
+      done = self._before + progress.done
+      rate = done / max(now - self._start, 1e-3)
+      left = max(self._total - done, 0) / max(rate, 1)
+      line = (
+        f'{100 * done // max(self._total, 1):3d}%  {text.size_of(done)} of '
+        f'{text.size_of(self._total)}  {text.size_of(rate)}/s  '
+        f'{progress_lib.duration(left)} left  {progress.stage}  {progress.path}'
+      )
+      room = shutil.get_terminal_size().columns - 1
+      self._stream.write(f'\r\x1b[K{line[:room]}')
+      self._stream.flush()
+      self._open = True
+    if ended:
+      self._before += progress.total
+
+  def close(self) -> None:
+    """Clears the line."""
+    if self._open:
+      self._stream.write('\r\x1b[K')
+      self._stream.flush()
+      self._open = False
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+  """Raises what speaks against a target whatever the merge is.
+
+  Raises:
+    problems.ProblemError: With all of it.
+  """
+  commit = commit_lib.Commit(target, fingerprint={}, overwrite=overwrite)
+  found = commit.check()
+  if found:
+    raise problems.ProblemError(found)
