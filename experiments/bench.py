@@ -35,7 +35,10 @@ _SIZE = flags.DEFINE_string(
   'size', '125M', 'merge: parameters: 1M, 10M, 125M, 0.5B or 1.1B.'
 )
 _WORKDIR = flags.DEFINE_string(
-  'workdir', '', 'merge: where models and tables go; models are kept.'
+  'workdir',
+  '',
+  'merge: where models and tables go; models are kept.',
+  allow_override=True,  # Tools that import all binaries meet the name twice.
 )
 _PEER = flags.DEFINE_string(
   'peer', '', 'merge: mergekit-yaml, or the environment that has it.'

@@ -26,6 +26,12 @@ _MAX_MEMORY = flags.DEFINE_string(
   'Memory the process may take, such as 2GB; by default what the largest tensor'
   ' needs.',
 )
+_FORMAT = flags.DEFINE_enum(
+  'format',
+  'huggingface',
+  ['huggingface', 'orbax'],
+  'What to write; Orbax has no --resume.',
+)
 _SHARD_SIZE = flags.DEFINE_string(
   'shard_size', '5GB', 'Most bytes of tensors in a file.'
 )
@@ -73,6 +79,7 @@ def main(argv: Sequence[str]) -> None:
       plan=_PLAN.value,
       json=_JSON.value,
       max_memory=_MAX_MEMORY.value,
+      format=_FORMAT.value,
       shard_size=_SHARD_SIZE.value,
       workers=_WORKERS.value,
       resume=_RESUME.value,

@@ -122,12 +122,19 @@ def _array(value):
 
 
 def _stack(*values):
-  # NumPy's, where it can: a model has thousands of leaves.
   if all(each is values[0] for each in values):
     return jnp.broadcast_to(values[0], (len(values), *np.shape(values[0])))
-  if not any(isinstance(each, jax.Array) for each in values):
-    return np.stack(values)
-  return jnp.stack(values)
+  # NumPy's, where it can: a model has thousands of leaves.
+  if any(_only_of_jax(each) for each in values):
+    return jnp.stack(values)
+  return np.stack([np.asarray(each) for each in values])
+
+
+def _only_of_jax(value):
+  """Whether NumPy has no such value: a tracer, or a random key."""
+  return isinstance(value, jax.core.Tracer) or jnp.issubdtype(
+    value.dtype, jax.dtypes.prng_key
+  )
 
 
 def _inside(leaf, state):
@@ -138,9 +145,9 @@ def _inside(leaf, state):
   return leaf._replace(index=jnp.int32(0), route=program.route), own
 
 
-def _values(leaf, state):
+def _values(leaf, state, model):
   _, program = leaf.route
-  return program.values(*_inside(leaf, state))
+  return program.values(*_inside(leaf, state), model)
 
 
 def _update(leaf, state, **extra):

@@ -43,6 +43,7 @@ class Plan(NamedTuple):
     peak_bytes: An estimate of what jobs will hold at once, beside what the
       process holds before; those that fit in `max_bytes` run together.
     largest: Path of the leaf that needs most.
+    largest_bytes: An estimate of what it needs.
   """
 
   specs: transform_lib.Specs
@@ -51,6 +52,7 @@ class Plan(NamedTuple):
   bytes_written: int
   peak_bytes: int
   largest: str
+  largest_bytes: int
 
 
 class Job(NamedTuple):
@@ -138,7 +140,12 @@ class Outline:
     }
 
   def plan(self, max_bytes: int, workers: int) -> Plan:
-    """Says what would be done."""
+    """Says what would be done.
+
+    Raises:
+      ValueError: The transform does not leave one delta of the leaf's shape.
+    """
+    self._trace()
     sweeps = len(self.transform.observers)
     floating = {spec.path for spec in self.floating}
     specs = tuple(
@@ -169,7 +176,21 @@ class Outline:
       sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs),
       max(most, min(max_bytes, workers * most)),
       max(costs, key=lambda path: costs[path], default=''),
+      most,
     )
+
+  def _trace(self) -> None:
+    """Follows the merge of one leaf without values, for what only it tells."""
+    if self.floating:
+      spec = min(self.floating, key=lambda each: math.prod(each.shape))
+      programs.update_leaf.eval_shape(
+        self.transform.update,
+        self.routes[self.floating.index(spec)],
+        self.dtype,
+        self.out_type(spec),
+        self._abstract(spec),
+        self._states[-1],
+      )
 
   def out_type(self, spec: transform_lib.LeafSpec) -> np.dtype:
     """Type of a merged leaf."""
@@ -248,7 +269,9 @@ class Outline:
     read = self.read_bytes(spec, job.size)
     if job.selection is not None:
       # What is selected from, and a copy to put in order.
-      return 8 * job.size + self.read_bytes(spec, min(job.size, PIECE))
+      held = 8 * job.size if job.selection.entries else 0
+      piece = min(job.size, PIECE)
+      return held + 8 * piece + self.read_bytes(spec, piece)
     compiled = self.compiled(job)
     if not compiled:
       return read + job.size * (4 + self.out_type(spec).itemsize)

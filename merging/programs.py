@@ -35,7 +35,7 @@ class Inputs(NamedTuple):
   index: jax.Array | np.ndarray | np.integer
   row: tuple[Any, ...]
   extra: Mapping[str, Any]
-  start: jax.Array | np.ndarray | np.integer | int = 0
+  start: jax.Array | np.ndarray | np.integer = np.uint32(0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -73,6 +73,7 @@ def select_values(
   dtype: np.dtype,
   inputs: Inputs,
   state: transform.State,
+  model: jax.Array | np.ndarray | np.integer,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns what a host selects from, of one expert (see `Selection`).
 
@@ -82,12 +83,13 @@ def select_values(
     dtype: Type in which deltas are taken.
     inputs: The base and one expert.
     state: State of the transform.
+    model: Place of the expert, `i32[]`.
 
   Returns:
-    `u32[size]`, and the rank.
+    The values, and the rank.
   """
   leaf, _ = _leaf(route, dtype, inputs)
-  return values(leaf, state)
+  return values(leaf, state, model)
 
 
 def add_statistics(

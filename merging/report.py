@@ -1,6 +1,7 @@
 """What there is to know of experts before they are merged, on one page."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -221,7 +222,7 @@ def diagnose(
         "'.' takes all that is left"
       )
   block_names = tuple(dict.fromkeys(labels))
-  statistics: dict[str, list[_Statistics]] = {name: [] for name in block_names}
+  statistics: dict[str, list[Statistics]] = {name: [] for name in block_names}
   ranks, largest, skipped = {}, {}, []
   for (path, row), label in zip(rows.items(), labels, strict=True):
     shape = np.shape(row[0])
@@ -230,47 +231,58 @@ def diagnose(
     if len(shape) > 1 and side > max_side:
       skipped.append(path)
     found = jax.device_get(_observe(matrix, tuple(map(jnp.asarray, row))))
-    statistics[label].append(_Statistics(*found[:-1], size=np.size(row[0])))
+    statistics[label].append(Statistics(*found[:-1], size=np.size(row[0])))
     if matrix:
       ranks[path], largest[path] = np.asarray(found[-1], np.float64), side
 
   by_block = [functools.reduce(_plus, statistics[name]) for name in block_names]
   whole = functools.reduce(_plus, by_block)
-  norms = _relative_norms(whole)
-  block_norms = np.stack([_relative_norms(each) for each in by_block])
-  cosines = _cosines(whole)
+  norms = relative_norms_of(whole)
+  block_norms = np.stack([relative_norms_of(each) for each in by_block])
+  cosines = cosines_of(whole)
   return Diagnosis(
     experts=names,
     blocks=block_names,
     relative_norms=norms,
     block_norms=block_norms,
     cosines=cosines,
-    block_cosines=np.stack([_cosines(each) for each in by_block]),
-    sign_conflicts=_conflicts(whole),
-    block_sign_conflicts=np.stack([_conflicts(each) for each in by_block]),
+    block_cosines=np.stack([cosines_of(each) for each in by_block]),
+    sign_conflicts=conflicts_of(whole),
+    block_sign_conflicts=np.stack([conflicts_of(each) for each in by_block]),
     unchanged=1 - np.diagonal(whole.both) / whole.size,
     effective_ranks=ranks,
     largest_ranks=largest,
     skipped=tuple(skipped),
     warnings=tuple(
-      _warnings(names, block_names, whole, norms, block_norms, far, outlier)
+      warnings_of(names, block_names, whole, norms, block_norms, far, outlier)
     ),
   )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Statistics:
-  """Sums over entries of one leaf, of a block, or of the model."""
+class Statistics:
+  """Sums over the entries of a leaf, of a block, or of a model.
 
-  base: np.ndarray  # Squared length of the base, f64[].
-  gram: np.ndarray  # Inner products of task vectors, f64[experts, experts].
-  both: np.ndarray  # Entries that both of two experts changed, the same shape.
-  net: np.ndarray  # Those changed in one direction less those in opposite ones.
-  size: int  # Entries.
+  Whoever reads models piece by piece adds such sums up and asks the functions
+  below what they mean.
+
+  Attributes:
+    base: Squared length of the base, `f64[]`.
+    gram: Inner products of task vectors, `f64[experts, experts]`.
+    both: Entries that both of two experts changed, of the same shape.
+    net: Those changed in one direction less those changed in opposite ones.
+    size: Number of entries.
+  """
+
+  base: np.ndarray
+  gram: np.ndarray
+  both: np.ndarray
+  net: np.ndarray
+  size: int
 
 
 def _plus(a, b):
-  return _Statistics(
+  return Statistics(
     *(
       np.asarray(getattr(a, field.name), np.float64) + getattr(b, field.name)
       for field in dataclasses.fields(a)
@@ -287,7 +299,7 @@ def _observe(matrix, row):
     row: The leaf in the base and in each expert.
 
   Returns:
-    The fields of `_Statistics` but the size, and `f32[experts + 1]` or `None`.
+    The fields of `Statistics` but the size, and `f32[experts + 1]` or `None`.
   """
   base, *experts = (x.astype(jnp.float32) for x in row)
   deltas = jnp.stack([(x - base).ravel() for x in experts])
@@ -352,7 +364,20 @@ def _block_of(path: str) -> str:
   return '/'.join(parts[:-1]) or path
 
 
-def _relative_norms(sums):
+def relative_norms_of(sums: Statistics) -> np.ndarray:
+  """Returns the lengths of task vectors over that of the base.
+
+  Args:
+    sums: Of what is asked for.
+
+  Returns:
+    `f64[experts]`; infinite where only the base is zero.
+
+  Examples:
+    >>> two = np.full((1, 1), 2.0)
+    >>> relative_norms_of(Statistics(np.float64(8), two, two, two, 2)).tolist()
+    [0.5]
+  """
   lengths = np.sqrt(np.diagonal(sums.gram))
   base = np.sqrt(sums.base)
   if base > 0:
@@ -360,19 +385,72 @@ def _relative_norms(sums):
   return np.where(lengths > 0, np.inf, 0.0)
 
 
-def _cosines(sums):
+def cosines_of(sums: Statistics) -> np.ndarray:
+  """Returns the cosines between task vectors.
+
+  Args:
+    sums: Of what is asked for.
+
+  Returns:
+    `f64[experts, experts]`; 0 with a task vector that is zero.
+
+  Examples:
+    >>> gram = np.array([[4.0, 1.0], [1.0, 1.0]])
+    >>> cosines_of(Statistics(np.float64(1), gram, gram, gram, 2)).tolist()
+    [[1.0, 0.5], [0.5, 1.0]]
+  """
   lengths = np.sqrt(np.diagonal(sums.gram))
   products = np.outer(lengths, lengths)
   cosines = sums.gram / np.where(products > 0, products, 1)
   return np.clip(cosines, -1, 1)
 
 
-def _conflicts(sums):
+def conflicts_of(sums: Statistics) -> np.ndarray:
+  """Returns the shares of entries that two experts moved in opposite ways.
+
+  Args:
+    sums: Of what is asked for.
+
+  Returns:
+    `f64[experts, experts]`, of the entries that both changed; 0 of none.
+
+  Examples:
+    >>> both, net = np.full((2, 2), 4.0), np.array([[4.0, 2.0], [2.0, 4.0]])
+    >>> conflicts_of(Statistics(np.float64(1), both, both, net, 4)).tolist()
+    [[0.0, 0.25], [0.25, 0.0]]
+  """
   return (sums.both - sums.net) / 2 / np.maximum(sums.both, 1)
 
 
-def _warnings(names, blocks, sums, norms, block_norms, far, outlier):
-  """The sentences of `diagnose`."""
+def warnings_of(
+  names: Sequence[str],
+  blocks: Sequence[str],
+  sums: Statistics,
+  norms: np.ndarray,
+  block_norms: np.ndarray,
+  far: float,
+  outlier: float,
+) -> Iterator[str]:
+  """Says what is likely to be wrong with experts; see `diagnose`.
+
+  Args:
+    names: Of the experts.
+    blocks: Names of the blocks.
+    sums: Of the model.
+    norms: What `relative_norms_of` says of it.
+    block_norms: The same of each block, `f64[blocks, experts]`.
+    far: Longest task vector, relative to the base, that is not warned of.
+    outlier: Longest one relative to the median of the others.
+
+  Yields:
+    Sentences.
+
+  Examples:
+    >>> zero, none = np.zeros((1, 1)), np.zeros(1)
+    >>> sums = Statistics(np.float64(1), zero, zero, zero, 2)
+    >>> list(warnings_of(['math'], [], sums, none, np.zeros((0, 1)), 0.5, 5.0))
+    ["'math' equals the base: it dilutes a mean and adds nothing"]
+  """
   lengths = np.sqrt(np.diagonal(sums.gram))
   for i, name in enumerate(names):
     others = np.delete(lengths, i)
@@ -407,7 +485,7 @@ def _warnings(names, blocks, sums, norms, block_norms, far, outlier):
       equal.append((i, j))
       yield f'{names[i]!r} and {names[j]!r} are equal: they count twice'
   pairs = list(itertools.combinations(range(len(names)), 2))
-  cosines = _cosines(sums)
+  cosines = cosines_of(sums)
   if (
     pairs
     and len(equal) < len(pairs)

@@ -62,13 +62,15 @@ def less(a: Array, b: Array) -> Array:
   return (a[0] < b[0]) | ((a[0] == b[0]) & (a[1] < b[1]))
 
 
-def subtract(a: Array, b: Array) -> jax.Array:
-  """Returns `max(a - b, 0)` for carried counts."""
-  a, b = jnp.asarray(a), jnp.asarray(b)
-  low = a[1] - b[1]
-  high = a[0] - b[0] - (a[1] < b[1]).astype(jnp.uint32)
-  difference = jnp.stack([high, low & (_WORD - 1)])
-  return jnp.where(less(a, b)[None], 0, difference)
+def subtract(a: Array, b: Array) -> Array:
+  """Returns `max(a - b, 0)` for carried counts; NumPy's for those of NumPy."""
+  xp = np if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) else jnp
+  a, b = xp.asarray(a), xp.asarray(b)
+  difference = a - b
+  high = difference[:1] - (a[1:] < b[1:]).astype(xp.uint32)
+  low = difference[1:] & xp.uint32(_WORD - 1)
+  whole = xp.concatenate([high, low])
+  return xp.where(less(a, b)[None], xp.zeros_like(whole), whole)
 
 
 def saturate(value: Array) -> Array:
@@ -141,8 +143,8 @@ class Kth(NamedTuple):
   """
 
   bits: jax.Array
-  place: jax.Array
-  equal: jax.Array
+  place: Array
+  equal: Array
 
 
 def upper_histogram(bits: Sequence[jax.Array]) -> jax.Array:

@@ -43,6 +43,10 @@ class ValuesError(ValueError):
   """
 
 
+class DisagreementError(ValuesError):
+  """Leaves that are not merged, and should be equal, differ."""
+
+
 MemoryLimitError = outline.MemoryLimitError
 
 
@@ -146,8 +150,8 @@ def merge_stream(
     **extra: Data that the transform needs for each expert, as sources.
 
   Raises:
-    ValuesError: A value is not finite, or beyond the range of `out_dtype`; a
-      leaf that is not floating differs between models.
+    ValuesError: A value is not finite, or beyond the range of `out_dtype`.
+    DisagreementError: A leaf that is not floating differs between models.
     MemoryLimitError: A leaf needs more memory than allowed.
     ValueError: Models differ in leaves or shapes. What names, shapes and types
       tell is told before anything is read.
@@ -240,8 +244,9 @@ class _Work:
       value = compiled[-1](inputs, state)
     else:
       update, route = run.transform.update, run.routes[job.place]
-      out = run.out_type(spec)
-      value = programs.update_leaf(update, route, run.dtype, out, inputs, state)
+      value = programs.update_leaf(
+        update, route, run.dtype, run.out_dtype, inputs, state
+      )
     flat = np.asarray(value).reshape(-1)
     if self._finite and not buffers_lib.all_finite(flat):
       raise ValuesError(
@@ -314,27 +319,36 @@ class _Work:
       for start in range(0, job.size, self._piece)
     ]
 
-    def gather(piece, inputs):
-      some, rank = programs.select_values(
-        values_of, route, run.dtype, inputs, run.state
+    def gather(model, piece, inputs):
+      found, rank = programs.select_values(
+        values_of, route, run.dtype, inputs, run.state, np.int32(model)
       )
-      end = piece.start + piece.size
-      values[piece.start : end] = np.asarray(some)
-      return int(rank)
+      if entries:
+        values[piece.start : piece.start + piece.size] = np.asarray(found)
+        found = ()
+      return np.asarray(found), np.asarray(rank)
 
-    found = []
+    entries = job.selection.entries
+    columns = []
     with self._buffers.lease() as lease:
+      room = job.size if entries else 0
       values, scratch = (
-        lease.take(job.size, np.dtype(np.uint32)) for _ in range(2)
+        lease.take(room, np.dtype(np.uint32)) for _ in range(2)
       )
       for model in range(len(run.models)):
-        ranks = [
-          self._one('select', gather, piece, check, (model,))
-          for piece in pieces
-        ]
-        found.append(job.selection.find(values, scratch, ranks[0]))
+        function = functools.partial(gather, model)
+        sums, ranks = zip(
+          *(
+            self._one('select', function, piece, check, (model,))
+            for piece in pieces
+          ),
+          strict=True,
+        )
+        seen = values if entries else np.stack(sums)
+        columns.append(job.selection.find(seen, scratch, ranks[0]))
     selected = tuple(
-      np.array(each, np.uint32) for each in zip(*found, strict=True)
+      np.array(each, np.float32 if isinstance(each[0], float) else np.uint32)
+      for each in zip(*columns, strict=True)
     )
     update = functools.partial(self._update, run.state, selected)
     for piece in pieces:
@@ -393,7 +407,7 @@ class _Work:
         )
         for (name, _), other in zip(models[1:], others, strict=True):
           if not np.array_equal(first, other):
-            raise ValuesError(
+            raise DisagreementError(
               f'merge_stream: {name!r} at {path!r}: differs from '
               f'{models[0][0]!r}; {first.dtype} leaves are not merged and have '
               'to agree'

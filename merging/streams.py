@@ -72,11 +72,7 @@ class InMemory:
     self._leaves = {
       path: np.asarray(leaf) for path, leaf in tree.flatten(model).items()
     }
-
-  @property
-  def specs(self) -> Specs:
-    """What is known of every leaf."""
-    return {
+    self.specs: Specs = {
       path: transform.LeafSpec(path, leaf.shape, leaf.dtype)
       for path, leaf in self._leaves.items()
     }

@@ -80,22 +80,27 @@ class Observer(NamedTuple):
 
 
 class Selection(NamedTuple):
-  """What a host finds of a leaf faster, and in less memory, than a device.
+  """What of a leaf a host finds out before the leaf comes in pieces.
 
-  A processor partitions numbers by their size many times faster than XLA's
-  programs for it do. A driver that reads from disk therefore gathers `values`
-  of one expert after the other, hands them to `find`, and passes what it
-  returns to `update` as `selected`; the leaf may then come in pieces.
+  A driver that reads from disk goes through the pieces of a leaf, for one
+  expert after the other, hands what `values` returns to `find`, and passes the
+  numbers on to `update` as `selected`. So little memory serves a leaf of any
+  size, and a processor partitions numbers many times faster than a program of
+  XLA does.
 
   Attributes:
-    values: `(leaf with one delta, state) -> (u32[size], rank)`, entry by entry,
-      and what `find` needs besides.
-    find: `(values, scratch, rank) -> numbers`, for one expert. Both are NumPy
-      arrays, `u32[size]`, and `scratch` holds nothing.
+    values: `(leaf with one delta, state, model) -> (values, rank)`, where
+      `model` is the place of the expert, `i32[]`, and `rank` is what `find`
+      needs besides. The values are `u32[size]`, one for each entry; or else
+      sums over the entries, `f32[k]`, of which `find` gets those of all pieces.
+    find: `(values, scratch, rank) -> numbers`, for one expert, on NumPy arrays.
+      If values are entries, `scratch` is room for as many.
+    entries: Whether they are.
   """
 
   values: Callable[..., tuple[jax.Array, Any]]
-  find: Callable[[np.ndarray, np.ndarray, int], tuple[int, ...]]
+  find: Callable[[np.ndarray, Any, np.ndarray], tuple[int | float, ...]]
+  entries: bool = True
 
 
 def _no_selection(spec: LeafSpec) -> None:
@@ -143,9 +148,9 @@ class MergeTransform(NamedTuple):
       of the result depends on the same entry of the models and on the state
       alone, and statistics of the pieces add up exactly. A model larger than
       memory is then merged in little memory, whatever its largest leaf.
-    selection: `spec -> Selection | None`: what `update` may be given as
-      `selected`, one tuple of `u32[models]` for the numbers that `find`
-      returns. The result is the same bits as without.
+    selection: `spec -> Selection | None`: how `update` can be given, as
+      `selected`, a tuple of the numbers that `find` returns, `[models]` each.
+      The result is the same without, but for the rounding of sums.
     sources: Factories whose docstrings hold the references to cite.
   """
 
@@ -377,8 +382,8 @@ def _first_selection(transforms, spec):
   return found._replace(values=bind(_values_of_first, found.values))
 
 
-def _values_of_first(values, leaf, state):
-  return values(leaf._replace(route=leaf.route[0]), state[0])
+def _values_of_first(values, leaf, state, model):
+  return values(leaf._replace(route=leaf.route[0]), state[0], model)
 
 
 def _update_chain(updates, leaf, state, **extra):

@@ -230,7 +230,9 @@ def _models(models: Sequence[MergedModel]) -> str:
   rows = [['model', 'role', 'tensors', 'size', 'files', 'SHA-256 of headers']]
   for each in models:
     sums = [
-      str(file.get('sha256', ''))[:12] for file in each.fingerprint.values()
+      str(file['sha256'])[:12]
+      for file in each.fingerprint.values()
+      if 'sha256' in file
     ]
     rows.append(
       [

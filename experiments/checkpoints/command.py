@@ -1,6 +1,5 @@
 """What the binary `experiments.merge` does with its flags."""
 
-from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 import json as json_lib
@@ -10,6 +9,7 @@ import sys
 from typing import Any
 
 from experiments.checkpoints import card
+from experiments.checkpoints import memory
 from experiments.checkpoints import plan as plan_lib
 from experiments.checkpoints import prepare
 from experiments.checkpoints import run
@@ -28,6 +28,7 @@ class Flags:
   plan: bool = False
   json: bool = False
   max_memory: str | None = None
+  format: Any = 'huggingface'
   shard_size: str = '5GB'
   workers: int | None = None
   resume: bool = False
@@ -81,7 +82,13 @@ def merge(recipe: Path, target: Path, flags: Flags) -> None:
     UsageError: A flag is wrong.
     problems.ProblemError: Anything else is.
   """
+  if flags.resume and flags.format == 'orbax':
+    raise errors.UsageError(
+      '--resume: --format=orbax is written in one go; start over'
+    )
+  memory.keep_freed()
   settings = run.Settings(
+    format=flags.format,
     shard_size=size(flags.shard_size, 'shard_size'),
     max_memory=None
     if flags.max_memory is None
@@ -105,14 +112,15 @@ def merge(recipe: Path, target: Path, flags: Flags) -> None:
     untie=flags.untie,
     strict=flags.strict,
   )
-  prepared = _gather(
-    lambda: prepare.prepare(recipe, options),
-    lambda: run.check_target(target, settings.overwrite),
-  )
+  try:
+    prepared = prepare.prepare(recipe, options)
+  except problems.ProblemError as error:
+    found = run.target_problems(target, settings.overwrite)
+    raise problems.ProblemError([*error.problems, *found]) from error
   for note in prepared.notes:
     _say(f'note: {text.clean(note)}')
   commit = run.commit_of(prepared, target, settings, _say)
-  found = commit.check()
+  found = [*commit.check(), *run.shortages(prepared, target, settings)]
   if flags.plan:
     made = plan_lib.plan(prepared, target, settings)
     if flags.json:
@@ -124,6 +132,15 @@ def merge(recipe: Path, target: Path, flags: Flags) -> None:
     return
   if found:
     raise problems.ProblemError(found)
+  strangers = prepare.strangers(prepared)
+  if strangers and flags.strict:
+    raise problems.ProblemError(
+      problems.Problem(problems.Kind.INCOMPATIBLE, (), each)
+      for each in strangers
+    )
+  for each in strangers:
+    _say(f'note: {text.clean(each)}')
+  prepared = dataclasses.replace(prepared, notes=(*prepared.notes, *strangers))
   meter = run.Meter(prepared.bytes_read)
   result = run.run(prepared, target, settings, notify=_say, meter=meter)
   if flags.json:
@@ -146,20 +163,6 @@ def summary(result: card.MergeResult, target: Path) -> str:
     lines.append(str(result.verification))
   lines.append(f'{target} is ready')
   return '\n'.join(lines)
-
-
-def _gather(first: Callable[[], Any], *others: Callable[[], Any]) -> Any:
-  """Calls all; raises the problems of all of them together."""
-  found: list[problems.Problem] = []
-  results = []
-  for each in (first, *others):
-    try:
-      results.append(each())
-    except problems.ProblemError as error:
-      found += error.problems
-  if found:
-    raise problems.ProblemError(found)
-  return results[0]
 
 
 def _say(line: str) -> None:

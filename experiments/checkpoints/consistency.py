@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import re
 from typing import Any
+from typing import NamedTuple
 
 from experiments.checkpoints import findings
 from experiments.checkpoints import text
+from merging import streams
 from third_party import problems as problems_lib
 from third_party.huggingface import checkpoint as checkpoint_lib
 from third_party.huggingface import embeddings
@@ -70,6 +72,41 @@ def check_all(
   )
 
 
+class _Planned(NamedTuple):
+  """A checkpoint before there are files."""
+
+  name: str
+  config: Mapping[str, Any]
+  specs: streams.Specs
+
+
+def check_plan(
+  name: str,
+  config: Mapping[str, Any],
+  specs: streams.Specs,
+  kind: problems_lib.Kind,
+) -> list[problems_lib.Problem]:
+  """Holds what is to be written to its config, before there are files.
+
+  Args:
+    name: What to call the model.
+    config: What its `config.json` will say.
+    specs: Of its tensors.
+    kind: Of the problems.
+
+  Returns:
+    What `check_all` would find wrong, but for the tokenizer.
+  """
+  model: Any = _Planned(name, config, specs)
+  checks = (
+    check_shapes(model, kind),
+    check_layers(model, kind),
+    check_tied(model, kind),
+    check_vocabulary(model, None, kind),
+  )
+  return [problem for each in checks for problem in each.problems]
+
+
 def check_shapes(
   model: tied_lib.Model, kind: problems_lib.Kind
 ) -> findings.Check:
@@ -100,13 +137,20 @@ def check_shapes(
       rows = embedding is not None and (
         specs[embedding].shape[1:] == expected.get(embedding, ())[1:]
       )
-      problems = tuple(
+      found = [
         each._replace(kind=kind)
         for each in models.check(config, specs, name=model.name)
         if not (rows and each.where[-1] == embedding)
-      )
+      ]
       scope = f'all {len(expected)} tensors of {config.get("model_type")}'
-      return findings.Check('shapes', scope, problems)
+      # Libraries leave alone what they do not know, such as a value head.
+      unknown = set(specs) - set(expected)
+      return findings.Check(
+        'shapes',
+        scope,
+        tuple(each for each in found if each.where[-1] not in unknown),
+        tuple(each for each in found if each.where[-1] in unknown),
+      )
   shapes = _shapes_by_name(model)
   problems = tuple(
     problems_lib.Problem(

@@ -14,11 +14,11 @@ import numpy as np
 
 from experiments.checkpoints import consistency
 from experiments.checkpoints import findings
+from experiments.checkpoints import opening
 from experiments.checkpoints import scan as scan_lib
 from experiments.checkpoints import text
 from merging import streams
 from third_party import problems as problems_lib
-from third_party.huggingface import checkpoint as checkpoint_lib
 from third_party.huggingface import embeddings
 
 _KIND = problems_lib.Kind.INPUT
@@ -45,7 +45,7 @@ def doctor(
   tensors.
 
   Args:
-    directory: The model.
+    directory: The model, of Hugging Face or of Orbax.
     values: Whether to read values, once; headers and JSON alone otherwise.
     workers: Threads. Each holds 8 MB.
     progress: Called with the bytes read so far and in all.
@@ -56,7 +56,7 @@ def doctor(
   began = time.perf_counter()
   name = Path(directory).name
   try:
-    model = checkpoint_lib.open_checkpoint(directory, name=name)
+    model = opening.open_directory(directory, name=name)
   except problems_lib.ProblemError as error:
     check = findings.Check('files', 'not readable', problems=error.problems)
     seconds = time.perf_counter() - began

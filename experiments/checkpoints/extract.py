@@ -91,6 +91,30 @@ def in_out_pattern(config: Mapping[str, Any]) -> str:
   return _CONV1D_NAMES if config.get('model_type') in _CONV1D else ''
 
 
+def missing_prefix(config: Mapping[str, Any], paths: Iterable[str]) -> str:
+  """Returns what names of modules begin with, and those of weights do not.
+
+  Checkpoints of GPT-2 are often of the model without its output layer, which is
+  a part called `transformer` of the one that PEFT adapts.
+
+  Args:
+    config: The contents of `config.json`.
+    paths: Of the weights.
+
+  Returns:
+    What PEFT's names have before the paths; mostly nothing.
+
+  Examples:
+    >>> missing_prefix({'model_type': 'gpt2'}, ['h.0.ln_1.weight'])
+    'transformer.'
+    >>> missing_prefix({'model_type': 'llama'}, ['model.norm.weight'])
+    ''
+  """
+  prefix = 'transformer.'
+  bare = not any(path.startswith(prefix) for path in paths)
+  return prefix if config.get('model_type') == 'gpt2' and bare else ''
+
+
 def extract_lora(
   base: streams.Source,
   expert: streams.Source,

@@ -109,6 +109,12 @@ class Kinship:
 
   def __str__(self) -> str:
     """Warnings, the experts, and tensors that stand out."""
+    return (
+      f'{text.bullets(self.warnings) or "- No warnings."}\n\n{self.table()}'
+    )
+
+  def table(self) -> str:
+    """Returns columns of the experts, and of tensors that stand out."""
     found = self.diagnosis
     numbers = zip(
       found.experts,
@@ -125,22 +131,25 @@ class Kinship:
     ]
     heads = ['expert', 'verdict', 'change', 'vocabulary', 'rest']
     parts = [
-      text.bullets(self.warnings) or '- No warnings.',
       text.aligned([[*heads, 'cosine', 'unchanged'], *rows]),
       'change: length of the task vector over that of the base, in all, of\n'
       'embeddings and heads, and of the rest; cosine: of base and expert;\n'
-      f'unchanged: share of entries; over {self.fraction:.3g} of all entries.',
+      f'unchanged: share of entries; from {_share(self.fraction)} entries.',
     ]
     for title, matrix in (
       ('cosine of task vectors', found.cosines),
       ('share of sign conflicts', found.sign_conflicts),
     ):
       if len(found.experts) > 1:
+        # Names over columns would make them as wide.
+        numbers = [str(i + 1) for i in range(len(found.experts))]
         rows = [
-          [name, *map(_number, row)]
-          for name, row in zip(found.experts, matrix, strict=True)
+          [f'{number} {name}', *(f'{each:.3f}' for each in row)]
+          for number, name, row in zip(
+            numbers, found.experts, matrix, strict=True
+          )
         ]
-        parts.append(text.aligned([[title, *found.experts], *rows]))
+        parts.append(text.aligned([[title, *numbers], *rows]))
     if self.outliers:
       rows = [
         [name, path, _number(norm)]
@@ -210,12 +219,22 @@ class Kinship:
 
   def page(self, figures: Mapping[str, bytes]) -> report_lib.Report:
     """Returns a page of the summary and of what `figures` returned."""
+    count = len(self.verdicts)
+    kin = (
+      f'Foreign, as it seems: {", ".join(map(text.clean, self.foreign))}, of '
+      f'{text.plural(count, "expert")}.'
+      if self.foreign
+      else f'{text.plural(count, "expert")}, of which none seems foreign.'
+    )
     page = report_lib.Report(
       'Are these experts of this base?',
-      f'{text.plural(len(self.leaf_norms), "tensor")} compared.',
+      f'{kin} {text.plural(len(self.leaf_norms), "tensor")} compared, '
+      f'{_share(self.fraction)} entries.',
     )
+    page.add_section('Warnings')
+    page.add_list(self.warnings or ('None.',))
     page.add_section('Experts')
-    page.add_code(str(self))
+    page.add_code(self.table())
     captions = {
       'changes': 'Length of each change over that of the base, by block. '
       'Fine-tuning moves by a few per cent, or some tens.',
@@ -341,25 +360,27 @@ def _conclude(names, base, sums, skipped, read, far, near, outlier) -> Kinship:
   whole = _total(by_block)
   statistics = _statistics(whole)
   block_statistics = [_statistics(each) for each in by_block]
-  norms = report._relative_norms(statistics)
-  block_norms = np.stack([report._relative_norms(s) for s in block_statistics])
+  norms = report.relative_norms_of(statistics)
+  block_norms = np.stack(
+    [report.relative_norms_of(s) for s in block_statistics]
+  )
   diagnosis = report.Diagnosis(
     experts=names,
     blocks=tuple(blocks),
     relative_norms=norms,
     block_norms=block_norms,
-    cosines=report._cosines(statistics),
-    block_cosines=np.stack([report._cosines(s) for s in block_statistics]),
-    sign_conflicts=report._conflicts(statistics),
+    cosines=report.cosines_of(statistics),
+    block_cosines=np.stack([report.cosines_of(s) for s in block_statistics]),
+    sign_conflicts=report.conflicts_of(statistics),
     block_sign_conflicts=np.stack(
-      [report._conflicts(s) for s in block_statistics]
+      [report.conflicts_of(s) for s in block_statistics]
     ),
     unchanged=1 - np.diagonal(whole.both) / whole.size,
     effective_ranks={},
     largest_ranks={},
     skipped=(),
     warnings=tuple(
-      report._warnings(
+      report.warnings_of(
         names, tuple(blocks), statistics, norms, block_norms, far, outlier
       )
     ),
@@ -370,7 +391,7 @@ def _conclude(names, base, sums, skipped, read, far, near, outlier) -> Kinship:
       each for path, each in sums.items() if embeddings.is_known(path) is wanted
     ]
     part_norms.append(
-      report._relative_norms(_statistics(_total(part)))
+      report.relative_norms_of(_statistics(_total(part)))
       if part
       else np.full(len(names), np.nan)
     )
@@ -387,7 +408,7 @@ def _conclude(names, base, sums, skipped, read, far, near, outlier) -> Kinship:
     vocabulary_norms=part_norms[0],
     body_norms=part_norms[1],
     leaf_norms={
-      path: report._relative_norms(_statistics(each))
+      path: report.relative_norms_of(_statistics(each))
       for path, each in sums.items()
     },
     skipped=skipped,
@@ -403,9 +424,9 @@ def _total(several: Iterable[sums_lib.Sums]) -> sums_lib.Sums:
   return functools.reduce(operator.add, several)
 
 
-def _statistics(sums: sums_lib.Sums) -> report._Statistics:
+def _statistics(sums: sums_lib.Sums) -> report.Statistics:
   """What the formulas for models in memory take."""
-  return report._Statistics(
+  return report.Statistics(
     sums.gram[0, 0], sums.gram[1:, 1:], sums.both, sums.net, sums.size
   )
 
@@ -432,6 +453,10 @@ def _natural(path: str) -> list[tuple[bool, int, str]]:
   """Sorts layer 10 behind layer 9, however many digits a name has."""
   parts = path.split('.')
   return [(p.isdecimal(), len(p) if p.isdecimal() else 0, p) for p in parts]
+
+
+def _share(fraction: float) -> str:
+  return 'all' if fraction == 1 else f'{100 * fraction:.3g} % of all'
 
 
 def _number(value: float) -> str:

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable
 from collections.abc import Mapping
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from merging import streams  # noqa: TC001
+from experiments.runtime import orbax_layout
+from merging import patterns
+from merging import streams
 from third_party import problems
 from third_party.huggingface import checkpoint as checkpoint_lib
 from third_party.mergekit import names
@@ -35,7 +38,7 @@ class Model:
   def __init__(
     self,
     ref: names.ModelRef,
-    checkpoint: checkpoint_lib.Checkpoint,
+    checkpoint: Any,
     files: adapter_lib.PeftAdapter | None,
   ):
     """Puts them together.
@@ -109,7 +112,7 @@ def open_models(
         directory = find(path, revision, beside, places)
         if directory not in opened:
           opened[directory] = (
-            checkpoint_lib.open_checkpoint(directory, name=path, strict=strict)
+            open_directory(directory, name=path, strict=strict)
             if kind == 'model'
             else adapter_lib.open_adapter(directory, name=path)
           )
@@ -124,6 +127,30 @@ def open_models(
   if found:
     raise problems.ProblemError(found)
   return models
+
+
+def open_directory(
+  directory: str | os.PathLike[str], *, name: str = '', strict: bool = False
+) -> Any:
+  """Opens a model directory, of Hugging Face or of Orbax.
+
+  Args:
+    directory: The model.
+    name: Of it, for problems; by default the path.
+    strict: Whether what is doubtful is wrong.
+
+  Returns:
+    A `Checkpoint`, or an `OrbaxModel`, which is used like one.
+
+  Raises:
+    problems.ProblemError: With everything that is wrong with it.
+  """
+  if not orbax_layout.is_checkpoint(Path(directory)):
+    return checkpoint_lib.open_checkpoint(directory, name=name, strict=strict)
+  # Here, for it loads TensorStore.
+  from experiments.checkpoints import orbax
+
+  return orbax.OrbaxModel(directory, name=name, strict=strict)
 
 
 def find(
@@ -161,15 +188,34 @@ def find(
   if snapshot is not None:
     return snapshot.resolve()
   looks = name not in places and name.count('/') == 1 and name[0] not in './~'
+  near = patterns.suggest(Path(name).name, _beside(candidates))
   raise problems.refuse(
     problems.Kind.INPUT,
     (name,),
     'there is no such directory'
-    + (', and the cache of the Hugging Face Hub has none' if looks else ''),
-    f'download it with `hf download {name}`, or say --model_path {name}=DIR'
-    if looks
-    else 'look for a misspelling, or say --model_path NAME=DIR',
+    + (', and the cache of the Hugging Face Hub has none' if looks else '')
+    + near,
+    _remedy(name, looks, near),
   )
+
+
+def _remedy(name: str, looks: bool, near: str) -> str:
+  if near:
+    return ''
+  if looks:
+    return (
+      f'download it with `hf download {name}`, or say --model_path {name}=DIR'
+    )
+  return 'look for a misspelling, or say --model_path NAME=DIR'
+
+
+def _beside(paths: Iterable[Path]) -> list[str]:
+  """Names of the directories beside paths that are not there."""
+  found = []
+  for path in paths:
+    with contextlib.suppress(OSError):
+      found += [each.name for each in os.scandir(path.parent) if each.is_dir()]
+  return found
 
 
 def _in_cache(name: str, revision: str | None) -> Path | None:

@@ -11,6 +11,7 @@ from typing import Any
 from experiments.checkpoints import prepare
 from experiments.checkpoints import run
 from experiments.checkpoints import text
+from third_party.mergekit import plan as layers
 
 _BYTES_PER_SECOND = 1e9  # A cautious guess; what is not cached is slower.
 _NUMBER = re.compile(r'(?<=\.)\d+(?=\.)')
@@ -70,7 +71,7 @@ class Plan:
         'memory for tensors',
         f'about {text.size_of(self.peak_bytes)}, most for {self.largest}',
       ),
-      ('time', f'about {self.seconds:.0f} s at 1 GB/s'),
+      ('time', f'{_about(self.seconds)} at 1 GB/s'),
       ('seed', str(self.seed)),
     ]
     parts = [text.aligned([list(row) for row in facts])]
@@ -129,13 +130,19 @@ def _rows(prepared) -> tuple[tuple[str, ...], ...]:
   settings = {
     path: each for m in prepared.merges for path, each in m.job.settings.items()
   }
-  names = sorted({name for each in settings.values() for name in each})
+  method = prepared.recipe.method
+  inert = {
+    each.name for each in getattr(method, 'parameters', ()) if each.inert
+  }
+  names = sorted({name for each in settings.values() for name in each} - inert)
   if not names:
     return ()
-  values = {
-    path: tuple(_shown(each.get(name)) for name in names)
-    for path, each in sorted(settings.items(), key=_natural)
-  }
+  values = _by_layer(
+    {
+      path: tuple(_shown(each.get(name)) for name in names)
+      for path, each in sorted(settings.items(), key=_natural)
+    }
+  )
   groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
   for path, row in values.items():
     groups.setdefault((_NUMBER.sub('*', path), row), []).append(path)
@@ -143,6 +150,20 @@ def _rows(prepared) -> tuple[tuple[str, ...], ...]:
   for (pattern, row), paths in groups.items():
     rows.append((_group(pattern, paths), *row))
   return tuple(rows)
+
+
+def _by_layer(values):
+  """Puts `layers.3.*` for the tensors of a layer that are all merged alike."""
+  places = {path: layers.layered(path) for path in values}
+  rows: dict[Any, set[Any]] = {}
+  for path, place in places.items():
+    if place is not None:
+      rows.setdefault(place[:2], set()).add(values[path])
+  found = {}
+  for path, place in places.items():
+    alike = place is not None and len(rows[place[:2]]) == 1
+    found[f'{place[0]}.{place[1]}.*' if alike else path] = values[path]
+  return found
 
 
 def _group(pattern, paths) -> str:
@@ -167,6 +188,10 @@ def _natural(item):
     int(part) if part.isdigit() else part
     for part in re.split(r'(\d+)', item[0])
   ]
+
+
+def _about(seconds) -> str:
+  return f'about {seconds:.0f} s' if seconds >= 1 else 'less than 1 s'
 
 
 def _shown(value) -> str:

@@ -1,5 +1,6 @@
 """From a recipe to all that is known of a merge before a weight is read."""
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -9,21 +10,28 @@ from typing import Any
 from typing import Literal
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
+from experiments.checkpoints import consistency
+from experiments.checkpoints import kinship
 from experiments.checkpoints import native
 from experiments.checkpoints import opening
 import merging
 from merging import outline
+from merging import patterns
 from merging import streams
 from third_party import problems
 from third_party import strict_yaml
+from third_party.huggingface import embeddings
 from third_party.huggingface import vocabulary
 from third_party.mergekit import jobs as jobs_lib
 from third_party.mergekit import names
 from third_party.mergekit import recipe as mergekit_recipe
 
 _MAX_RECIPE = 1 << 20  # Bytes.
+_SEEDS = 1 << 32
+_SAMPLE = 1e-3  # Of the values, to know a stranger by.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,7 +161,8 @@ def read(
       problems.Kind.CONFIG, where, 'is larger than 1 MB', 'is it a recipe?'
     )
   root = strict_yaml.load(data, file=file.name)
-  if isinstance(root.value, dict) and 'merge' in root.value:
+  keys = root.value if isinstance(root.value, dict) else {}
+  if 'merge' in keys and 'merge_method' not in keys:
     return native.parse(data.decode(), file.name), 'merge_recipe.yml'
   return mergekit_recipe.parse(data, file.name), 'mergekit_config.yml'
 
@@ -184,19 +193,29 @@ def prepare(file: Path, options: Options) -> Prepared:
   found = list(words.problems)
   sources = {ref: words.sources.get(str(ref), models[ref]) for ref in models}
   configs = {ref: model.config for ref, model in models.items()}
-  seed = recipe.seed if options.seed is None else options.seed
+  seed = (recipe.seed if options.seed is None else options.seed) or 0
+  if seed >= _SEEDS:  # JAX would take its last 32 bits.
+    found.append(
+      problems.Problem(
+        problems.Kind.CONFIG, ('seed',), f'expected less than 2**32, got {seed}'
+      )
+    )
+    raise problems.ProblemError(found)
   made: Sequence[jobs_lib.Job] = ()
   try:
     made = recipe.jobs(
       {ref: source.specs for ref, source in sources.items()},
       configs,
-      seed=seed or 0,
+      seed=seed,
       extra=options.extra,
     )
   except problems.ProblemError as error:
     # A vocabulary that differs is told once, with its remedies.
-    known = {each.where for each in found}
-    found += [each for each in error.problems if each.where not in known]
+    found += [
+      each
+      for each in error.problems
+      if not (words.problems and _is_of_vocabulary(each))
+    ]
   if found:
     raise problems.ProblemError(found)
   out_dtype = recipe.out_dtype or getattr(recipe, 'dtype', None)
@@ -209,18 +228,83 @@ def prepare(file: Path, options: Options) -> Prepared:
     if merge is not None
     for spec in merge.plan.specs
   }
-  notes = [f'{m.name}: {n}' for m in models.values() for n in m.notes]
+  notes = dict.fromkeys(note for m in models.values() for note in m.notes)
+  config = vocabulary.changed(recipe.config(configs), words.config_changes)
+  found += consistency.check_plan(
+    'the merged model', config, specs, problems.Kind.INCOMPATIBLE
+  )
+  if found:
+    raise problems.ProblemError(found)
   return Prepared(
     recipe=recipe,
     recipe_file=recipe_file,
     models=models,
     merges=merges,
     specs=dict(sorted(specs.items())),
-    config=vocabulary.changed(recipe.config(configs), words.config_changes),
+    config=config,
     vocabulary=words,
-    seed=seed or 0,
-    notes=(*recipe.notes, *words.notes, *notes),
+    seed=seed,
+    notes=(*recipe.notes, *words.notes, *notes, *_mixed(models.values())),
   )
+
+
+def strangers(prepared: Prepared) -> list[str]:
+  """Says which experts seem to be made from another base than the recipe's.
+
+  It reads some values of every tensor, a few at a time. Adapters have no values
+  but their changes, and are left out.
+
+  Args:
+    prepared: The merge.
+
+  Returns:
+    A sentence for each.
+  """
+  base, *others = prepared.models.values()
+  experts = {each.name: each for each in others if each.adapter is None}
+  if not (prepared.has_base and experts):
+    return []
+  try:
+    found = kinship.kinship(base, experts, sample=_SAMPLE)
+  except problems.ProblemError:
+    return []  # No tensor of theirs can be compared, or read: told by others.
+  numbers = zip(
+    found.diagnosis.experts,
+    found.diagnosis.relative_norms,
+    found.base_cosines,
+    strict=True,
+  )
+  return [
+    f'{name} is {norm:.2g} times the length of {base.name} away from it, at a '
+    f'cosine of {cosine:.2g}: was it made from this base?'
+    for name, norm, cosine in numbers
+    if name in found.foreign
+  ]
+
+
+def _is_of_vocabulary(problem: problems.Problem) -> bool:
+  tensor = problem.where[-1] if problem.where else ''
+  return 'tokenizer_source' in problem.remedy or embeddings.is_known(tensor)
+
+
+def _floats(spec: merging.LeafSpec) -> bool:
+  return jnp.issubdtype(spec.dtype, jnp.floating)
+
+
+def _mixed(models: Iterable[opening.Model]) -> list[str]:
+  """Says so where models are of different types."""
+  kinds = {
+    model.name: patterns.listing(
+      sorted(
+        {str(s.dtype) for s in model.checkpoint.specs.values() if _floats(s)}
+      )
+    )
+    for model in models
+  }
+  if len(set(kinds.values())) < 2:
+    return []
+  told = ', '.join(f'{name}: {kind}' for name, kind in kinds.items())
+  return [f'models are of different types, and merged in float32: {told}']
 
 
 def _merge(job, models, sources, out_dtype, found) -> Any:

@@ -17,6 +17,20 @@ from third_party.huggingface import json_files
 from third_party.huggingface import safetensors
 
 
+def is_bundle(path: str | os.PathLike[str]) -> bool:
+  """Whether a file says that it is a bundle, of whatever version.
+
+  Examples:
+    >>> is_bundle('/dev/null')
+    False
+  """
+  try:
+    header = safetensors.read_header(path)
+  except problems.ProblemError:
+    return False
+  return header.metadata.get('format') == bundles.FORMAT
+
+
 class Bundle:
   """A bundle that was opened: its header is read and checked, no more.
 

@@ -1,6 +1,9 @@
 """Carrying a prepared merge out: stream, verify, publish."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -11,6 +14,7 @@ import shutil
 import sys
 import time
 from typing import Any
+from typing import Literal
 from typing import TextIO
 
 from experiments.checkpoints import card
@@ -24,6 +28,7 @@ from experiments.runtime import progress as progress_lib
 import merging
 from merging import streaming
 from third_party import problems
+from third_party import storage
 from third_party.huggingface import tied
 from third_party.huggingface import writer as writer_lib
 
@@ -35,16 +40,19 @@ class Settings:
   """How to write, which decides nothing of what is written but its shards.
 
   Attributes:
-    shard_size: Most bytes of tensors in a file.
+    format: What to write: files that transformers loads, or an Orbax
+      checkpoint, which is a flat dict, but keeps the tree of a base of Orbax.
+    shard_size: Most bytes of tensors in a file; Orbax has pieces of its own.
     max_memory: Most bytes of memory that the process may take, mapped files of
       programs left out; `None` for what the largest tensor needs.
     workers: Number of threads.
     overwrite: Whether an old model at the target may be replaced.
-    resume: Whether to continue a run that was stopped.
+    resume: Whether to continue a run that was stopped; Orbax cannot.
     allow_nonfinite: Whether NaN and infinities are merged like numbers.
     full_verify: Whether to read the output again and look at every value.
   """
 
+  format: Literal['huggingface', 'orbax'] = 'huggingface'
   shard_size: int = 5_000_000_000
   max_memory: int | None = None
   workers: int | None = None
@@ -97,28 +105,36 @@ def run(
   """
   began = time.perf_counter()
   timings: dict[str, float] = {}
-  memory.keep_freed()
-  limit = _limit(settings.max_memory)
+  limit = room(
+    settings.max_memory,
+    [model.checkpoint for model in prepared.models.values()],
+  )
   with commit_of(prepared, target, settings, notify) as commit:
     found = tied.differing(prepared.vocabulary.duplicates)
     if found:
       raise problems.ProblemError(found)
-    writer = writer_lib.CheckpointWriter(
-      commit.partial,
-      prepared.specs,
-      shard_size=settings.shard_size,
-      metadata={'merged_by': 'arithmerge'},
-      on_shard_done=commit.record,
-    )
-    kept = writer.resume(commit.finished)
+    kept: frozenset[str] = frozenset()
+    orbax = settings.format == 'orbax'
+    if orbax:
+      writer = contextlib.nullcontext(_orbax_sink(commit.partial, prepared))
+    else:
+      writer = writer_lib.CheckpointWriter(
+        commit.partial,
+        prepared.specs,
+        shard_size=settings.shard_size,
+        metadata={'merged_by': 'arithmerge'},
+        on_shard_done=commit.record,
+      )
+      kept = writer.resume(commit.finished)
     if kept:
       notify(f'{len(kept)} of {len(prepared.specs)} tensors are there already')
-    with writer:
+    with writer as sink:
       for merge in prepared.merges:
-        _stream(merge, writer, kept, settings, limit, meter)
+        _stream(merge, sink, kept, settings, limit, meter)
       timings['merge'] = time.perf_counter() - began
-      writer.finish()
-      fingerprints = writer.fingerprints
+      sink.finish()
+    written = isinstance(sink, writer_lib.CheckpointWriter)
+    fingerprints = sink.fingerprints if written else None
     if meter is not None:
       meter.close()
     timings['write to disk'] = time.perf_counter() - began - timings['merge']
@@ -126,8 +142,9 @@ def run(
     start = time.perf_counter()
     findings = verify_lib.verify(
       commit.partial,
+      name=commit.target.name,
       inputs=[model.checkpoint for model in prepared.models.values()],
-      base=next(iter(prepared.models.values())),
+      base=next(iter(prepared.models.values())) if prepared.has_base else None,
       expected=prepared.specs,
       fingerprints=fingerprints,
       nonfinite=None if settings.allow_nonfinite else {},
@@ -137,9 +154,52 @@ def run(
     timings['verify'] = time.perf_counter() - start
     findings.raise_problems()
     result = _result(prepared, commit.target.name, timings, findings)
+    if orbax:
+      result = dataclasses.replace(result, library='orbax')
     card.write(commit.partial, result)
     commit.publish()
   return result
+
+
+def shortages(
+  prepared: prepare.Prepared, target: Path, settings: Settings
+) -> list[problems.Problem]:
+  """Returns what is short of disk or memory, as far as headers tell.
+
+  Args:
+    prepared: The merge.
+    target: Where the model goes.
+    settings: How it is written.
+
+  Returns:
+    Problems. A run that is continued may have its space already.
+  """
+  found: list[problems.Problem] = []
+  if not settings.resume:
+    above = next(each for each in target.absolute().parents if each.is_dir())
+    try:
+      storage.check_space(above, prepared.bytes_written)
+    except problems.ProblemError as error:
+      found += error.problems
+  limit = room(
+    settings.max_memory,
+    [model.checkpoint for model in prepared.models.values()],
+  )
+  most = max(
+    (merge.plan for merge in prepared.merges),
+    key=lambda plan: plan.largest_bytes,
+  )
+  if limit is not None and most.largest_bytes > limit:
+    found.append(
+      problems.Problem(
+        problems.Kind.SPACE,
+        ('--max_memory', most.largest),
+        f'needs about {text.size_of(most.largest_bytes)} at once, and '
+        f'{text.size_of(limit)} are left beside the program',
+        'raise --max_memory',
+      )
+    )
+  return found
 
 
 def _stream(merge, sink, kept, settings, limit, meter) -> None:
@@ -159,12 +219,18 @@ def _stream(merge, sink, kept, settings, limit, meter) -> None:
       finite=not settings.allow_nonfinite,
       progress=None if meter is None else meter.update,
     )
+  except streaming.DisagreementError as error:
+    raise problems.refuse(
+      problems.Kind.INCOMPATIBLE,
+      (),
+      _with_refs(str(error), merge.job.experts),
+    ) from error
   except streaming.ValuesError as error:
     raise problems.refuse(
       problems.Kind.INPUT,
       (),
-      str(error),
-      '' if settings.allow_nonfinite else '--allow_nonfinite merges it anyway',
+      _with_refs(str(error), merge.job.experts),
+      '--allow_nonfinite merges it anyway',
     ) from error
   except streaming.MemoryLimitError as error:
     raise problems.refuse(
@@ -172,12 +238,39 @@ def _stream(merge, sink, kept, settings, limit, meter) -> None:
     ) from error
 
 
-def _limit(max_memory: int | None) -> int | None:
-  """Bytes that are left for tensors beside what the process holds now."""
+def _with_refs(message: str, experts: Mapping[str, Any]) -> str:
+  """Names models as the recipe does, without what puts them in order."""
+  for name, ref in experts.items():
+    message = message.replace(repr(name), repr(str(ref)))
+  return message
+
+
+def _orbax_sink(directory, prepared):
+  """Begins an Orbax checkpoint, with the tree of the base if it has one."""
+  # Here, for it loads TensorStore.
+  from experiments.checkpoints import orbax
+
+  base = next(iter(prepared.models.values())).checkpoint
+  return orbax.sink(directory, prepared.specs, getattr(base, 'keys', None))
+
+
+def room(max_memory: int | None, models: Iterable[Any] = ()) -> int | None:
+  """Bytes that are left for tensors beside what the process holds now.
+
+  Args:
+    max_memory: Most bytes that the process may take, or `None`.
+    models: Checkpoints; those of Orbax hold the pieces that they decode.
+
+  Returns:
+    The bytes, or `None`.
+
+  Raises:
+    problems.ProblemError: Nothing is left.
+  """
   if max_memory is None:
     return None
-  held = memory.held()
-  floor = held + (64 << 20)  # Compiling takes some.
+  floor = memory.held() + (64 << 20)  # Compiling takes some.
+  floor += sum(3 * getattr(model, 'chunk_bytes', 0) for model in models)
   if max_memory < floor + (16 << 20):
     raise problems.refuse(
       problems.Kind.SPACE,
@@ -207,6 +300,7 @@ def _fingerprint(prepared, settings) -> dict[str, Any]:
       [spec.path, list(spec.shape), str(spec.dtype)]
       for spec in prepared.specs.values()
     ],
+    'format': settings.format,
     'shard_size': settings.shard_size,
     'version': importlib.metadata.version('arithmerge'),
   }
@@ -313,13 +407,6 @@ class Meter:
       self._open = False
 
 
-def check_target(target: Path, overwrite: bool) -> None:
-  """Raises what speaks against a target whatever the merge is.
-
-  Raises:
-    problems.ProblemError: With all of it.
-  """
-  commit = commit_lib.Commit(target, fingerprint={}, overwrite=overwrite)
-  found = commit.check()
-  if found:
-    raise problems.ProblemError(found)
+def target_problems(target: Path, overwrite: bool) -> list[problems.Problem]:
+  """Returns what speaks against a target whatever the merge is."""
+  return commit_lib.Commit(target, fingerprint={}, overwrite=overwrite).check()

@@ -12,6 +12,7 @@ import numpy as np
 from experiments.checkpoints import consistency
 from experiments.checkpoints import findings
 from experiments.checkpoints import kinship as kinship_lib
+from experiments.checkpoints import opening
 from experiments.checkpoints import scan as scan_lib
 from experiments.checkpoints import text
 from merging import streams
@@ -24,6 +25,7 @@ _KIND = problems_lib.Kind.VERIFY
 def verify(
   directory: str | os.PathLike[str],
   *,
+  name: str | None = None,
   inputs: Sequence[checkpoint_lib.Checkpoint] = (),
   base: streams.Source | None = None,
   expected: streams.Specs | None = None,
@@ -44,6 +46,7 @@ def verify(
 
   Args:
     directory: The model.
+    name: What to call it in messages; as the directory by default.
     inputs: The models it was made of, which must not have changed meanwhile.
     base: What a sound merge is near to. Compared with if `full`, by
       `kinship.kinship`; a model far from it is warned of.
@@ -61,9 +64,9 @@ def verify(
     raised: see `Findings.raise_problems`.
   """
   began = time.perf_counter()
-  name = Path(directory).name
+  name = name or Path(directory).name
   try:
-    model = checkpoint_lib.open_checkpoint(directory, name=name)
+    model = opening.open_directory(directory, name=name)
   except problems_lib.ProblemError as error:
     check = findings.Check('reload', 'files', problems=_verify(error.problems))
     return _findings(name, [check], began)

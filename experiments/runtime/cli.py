@@ -29,7 +29,7 @@ Main = Callable[[Sequence[str]], None]
 def run(
   main: Main,
   *,
-  arguments: Sequence[str] = (),
+  arguments: Sequence[str] | None = (),
   when_stopped: str = 'the same command continues the run',
 ) -> NoReturn:
   """Parses the flags, calls `main`, and exits.
@@ -40,7 +40,8 @@ def run(
 
   Args:
     main: Called with the program's name and the positional arguments.
-    arguments: Names of the positional arguments, all required.
+    arguments: Names of the positional arguments, see `match`; `None` leaves
+      them to `main`.
     when_stopped: What a person should know after Ctrl-C or SIGTERM.
 
   Raises:
@@ -52,7 +53,8 @@ def run(
 
   def guarded(argv: Sequence[str]) -> None:
     try:
-      _check_arguments(argv[1:], arguments)
+      if arguments is not None:
+        match(argv[1:], arguments)
       main(argv)
     except errors.UsageError as error:
       _refuse(str(error))
@@ -60,9 +62,8 @@ def run(
       for each in error.problems:
         print(f'error: {_one_line(str(each))}', file=sys.stderr)
       sys.exit(error.status)
-    except BrokenPipeError:  # The reader, such as `head`, has seen enough.
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-      sys.exit(141)
+    except BrokenPipeError:
+      _stop_writing()
 
   app.run(guarded, flags_parser=_parse)
   raise AssertionError('app.run does not return')
@@ -91,24 +92,53 @@ def _parse(argv: Sequence[str]) -> list[str]:
       if f'Flag --{flag.name} must have a value' in str(error)
     ]
     _refuse(', '.join(missing) or str(error))
+  except BrokenPipeError:
+    _stop_writing()
   except SystemExit as exit_:
     # absl ends `--help` with status 1, as if asking were an error.
     asked = {argument.lstrip('-').split('=')[0] for argument in argv[1:]}
     sys.exit(0 if asked & asks_for_help else exit_.code)
 
 
-def _check_arguments(given: Sequence[str], names: Sequence[str]) -> None:
-  """Refuses missing and stray positional arguments."""
-  if len(given) > len(names):
+def match(given: Sequence[str], names: Sequence[str]) -> list[str | list[str]]:
+  """Gives positional arguments to their names.
+
+  Args:
+    given: The arguments.
+    names: All required; one of them may end with three dots, for one argument
+      or more.
+
+  Returns:
+    An argument for each name, a list of them for the one with dots.
+
+  Raises:
+    UsageError: Some are missing, or there are too many.
+
+  Examples:
+    >>> match(['a', 'b', 'c', 'd'], ['BASE', 'EXPERT...', 'OUT'])
+    ['a', ['b', 'c'], 'd']
+  """
+  several = [name.endswith('...') for name in names]
+  if len(given) > len(names) and not any(several):
     stray = given[len(names)]
     hint = f' (a repeated flag is said each time: --set {stray})'
     raise errors.UsageError(
       f'unexpected argument {stray!r}{hint if "=" in stray else ""}'
     )
   if len(given) < len(names):
-    raise errors.UsageError(
-      f'missing {names[len(given)]}; expected {" ".join(names)}'
-    )
+    missing = names[len(given)].removesuffix('...')
+    raise errors.UsageError(f'missing {missing}; expected {" ".join(names)}')
+  if not any(several):
+    return list(given)
+  place, behind = several.index(True), len(names) - several.index(True) - 1
+  end = len(given) - behind
+  return [*given[:place], list(given[place:end]), *given[end:]]
+
+
+def _stop_writing() -> NoReturn:
+  """Ends without a word: the reader, such as `head`, has seen enough."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  sys.exit(141)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -4,6 +4,7 @@ import collections
 from collections.abc import Iterable
 from collections.abc import Iterator
 import math
+from pathlib import Path
 
 from third_party import problems
 
@@ -13,6 +14,16 @@ COMMITTED = 'commit_success.txt'
 UNFINISHED = '.orbax-checkpoint-tmp'
 
 Key = tuple[str, bool]  # A key of a tree, and whether it is that of a list.
+
+
+def is_checkpoint(directory: Path) -> bool:
+  """Whether a directory is, or has been, an Orbax checkpoint of a tree.
+
+  Examples:
+    >>> is_checkpoint(Path('/nowhere'))
+    False
+  """
+  return any((directory / name).is_file() for name in (TREE, ABOUT))
 
 
 def path_of(keys: tuple[Key, ...]) -> str:

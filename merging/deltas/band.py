@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from merging import checks
+from merging import host
 from merging import patterns
 from merging import ranks
 from merging import references
@@ -77,17 +78,59 @@ def keep_band(
     low = select.kept(drop_low, sizes)
     return _State(low, select.kept(drop_high, sizes))
 
-  return transform.MergeTransform(init, (), transform.bind(_keep, scope))
+  found = transform.Selection(_values, _find) if scope == 'tensor' else None
+  return transform.MergeTransform(
+    init, (), transform.bind(_keep, scope), selection=lambda spec: found
+  )
 
 
 def _row_size(scope, shape):
   return shape[1] if scope == 'row' and len(shape) == 2 else math.prod(shape)
 
 
-def _keep(scope, leaf, state, **extra):
-  low, high = (
+def _ends(leaf, state):
+  """Numbers of entries to drop below the band, and above it."""
+  return tuple(
     select.saturate(jnp.asarray(count)[:, leaf.index]) for count in state
   )
+
+
+def _values(leaf, state, model):
+  (delta,) = leaf.deltas
+  return select.magnitude_bits(delta), jnp.stack(_ends(leaf, state))
+
+
+def _find(bits, scratch, ends):
+  """Finds the ends of the band of an expert, each with the place of a tie."""
+  low, high = map(int, ends)
+  found = []
+  for number in (low, max(bits.size - high, low)):
+    value, equal = 0, 0
+    if number:
+      value, equal = host.kth(bits, scratch, number)
+    found += [value, host.place(bits, value, equal) if equal else 0]
+  return tuple(found)
+
+
+def _keep_selected(leaf, selected):
+  start = jnp.asarray(leaf.start, jnp.uint32) + 1
+  places = start + jnp.arange(leaf.base.size, dtype=jnp.uint32)
+  deltas = []
+  for delta, low, low_place, end, end_place in zip(
+    leaf.deltas, *selected, strict=True
+  ):
+    bits = select.magnitude_bits(delta)
+    dropped = (bits < low) | ((bits == low) & (places <= low_place))
+    below = (bits < end) | ((bits == end) & (places <= end_place))
+    mask = (below & ~dropped).reshape(delta.shape)
+    deltas.append(jnp.where(mask, delta, jnp.zeros_like(delta)))
+  return leaf._replace(deltas=tuple(deltas))
+
+
+def _keep(scope, leaf, state, selected=None, **extra):
+  if selected is not None:
+    return _keep_selected(leaf, selected)
+  low, high = _ends(leaf, state)
   size = _row_size(scope, leaf.base.shape)
   end = jnp.maximum(np.uint32(size) - high, low)
   if scope == 'row':

@@ -1,11 +1,13 @@
 """Dropping changes at random."""
 
 from collections.abc import Sequence
+from typing import Any
 from typing import Literal
 from typing import NamedTuple
 import zlib
 
 import jax
+from jax.extend import random as jax_random
 import jax.numpy as jnp
 import numpy as np
 
@@ -97,7 +99,20 @@ def drop_and_rescale(
   def init(specs, models):
     return _State(rate, masks_from(key, specs, models))
 
-  return transform.MergeTransform(init, (), transform.bind(_drop, rescale))
+  by_place = draws_by_place(key)
+  found = transform.Selection(
+    transform.bind(_sizes, rescale),
+    transform.bind(_find_factor, rescale),
+    entries=False,
+  )
+  of_entries = rescale in ('expectation', 'none')
+  return transform.MergeTransform(
+    init,
+    (),
+    transform.bind(_drop, rescale),
+    entrywise=lambda spec: by_place and of_entries,
+    selection=lambda spec: found if by_place and not of_entries else None,
+  )
 
 
 def hashes(names: Sequence[str]) -> np.ndarray:
@@ -154,29 +169,84 @@ def drop(
     )
   path = jnp.asarray(masks.paths)[leaf.index]
   leaf_key = jax.random.fold_in(masks.key, path)
-  shape = leaf.base.shape
   one_rate = isinstance(keep_rates, jax.Array)
-
-  def keep_of(drawn):
-    model, rate = drawn
-    key = jax.random.fold_in(leaf_key, model)
-    return jax.random.bernoulli(key, keep_rates if one_rate else rate, shape)
-
-  # One expert after the other: `vmap` would mix the keys of some generators.
-  rates = None if one_rate else jnp.stack(keep_rates)
-  keeps = jax.lax.map(keep_of, (jnp.asarray(masks.models), rates))
   deltas = []
   for i, delta in enumerate(leaf.deltas):
-    kept = jnp.where(keeps[i], delta, jnp.zeros_like(delta))
-    rate = keep_rates if one_rate else keep_rates[i]
+    key = jax.random.fold_in(leaf_key, jnp.asarray(masks.models)[i])
+    rate: Any = keep_rates if one_rate else keep_rates[i]
+    kept = jnp.where(draw(key, rate, leaf), delta, jnp.zeros_like(delta))
     factor = _factor(rescale, rate, delta, kept)
     deltas.append(kept if factor is None else factor * kept)
   return leaf._replace(deltas=tuple(deltas))
 
 
-def _drop(rescale, leaf, state, **extra):
+def draws_by_place(key: jax.Array) -> bool:
+  """Tells whether a key's generator draws any entry without those before it."""
+  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    return False
+  return str(jax.random.key_impl(key)) == 'threefry2x32'
+
+
+def draw(key: jax.Array, rate: jax.Array, leaf: transform.Leaf) -> jax.Array:
+  """Draws which entries of a leaf, or of a piece of one, to keep.
+
+  The bits of `jax.random.bernoulli(key, rate, shape)`, whose entries depend on
+  their place alone where the generator is Threefry.
+
+  Args:
+    key: Random key, of this leaf and expert.
+    rate: Probability of keeping an entry, `f32[]` or `f32[*shape]`.
+    leaf: The leaf.
+
+  Returns:
+    `bool[*shape]`.
+  """
+  shape = leaf.base.shape
+  if not draws_by_place(key):
+    return jax.random.bernoulli(key, rate, shape)
+  first, second = jax.random.key_data(key)
+  places = jnp.arange(leaf.base.size, dtype=jnp.uint32)
+  places = places.reshape(shape) + jnp.asarray(leaf.start, jnp.uint32)
+  high, low = jax_random.threefry2x32_p.bind(
+    first, second, jnp.zeros_like(places), places
+  )
+  # The upper bits as digits of a number from 1 to 2.
+  digits = ((high ^ low) >> 9) | jnp.uint32(0x3F800000)
+  return jax.lax.bitcast_convert_type(digits, jnp.float32) - 1 < rate
+
+
+def _drop(rescale, leaf, state, selected=None, **extra):
   keep_rate = 1 - jnp.asarray(state.rate, jnp.float32)
-  return drop('drop_and_rescale', leaf, state.masks, keep_rate, rescale)
+  if selected is None:
+    return drop('drop_and_rescale', leaf, state.masks, keep_rate, rescale)
+  dropped = drop('drop_and_rescale', leaf, state.masks, keep_rate, 'none')
+  (factors,) = selected
+  deltas = (
+    factor.astype(delta.dtype) * delta
+    for factor, delta in zip(factors, dropped.deltas, strict=True)
+  )
+  return dropped._replace(deltas=tuple(deltas))
+
+
+def _sizes(rescale, leaf, state, model):
+  """How large an expert's leaf is before and after, or a piece of it."""
+  keep_rate = 1 - jnp.asarray(state.rate, jnp.float32)
+  models = jnp.asarray(state.masks.models)[model][None]
+  masks = state.masks._replace(models=models)
+  dropped = drop('drop_and_rescale', leaf, masks, keep_rate, 'none')
+  sizes = [_size(rescale, x) for x in (*leaf.deltas, *dropped.deltas)]
+  return jnp.stack(sizes), np.int32(0)
+
+
+def _find_factor(rescale, sizes, scratch, rank):
+  """Finds what restores the norm of an expert's leaf, from that of pieces."""
+  if rescale == 'linf':
+    before, after = sizes.max(axis=0)
+  else:
+    before, after = sizes.sum(axis=0, dtype=np.float64)
+  if rescale == 'l2':
+    before, after = np.sqrt([before, after])
+  return (float(before / after) if after > 0 else 1.0,)
 
 
 def _factor(rescale, keep_rate, delta, kept):
@@ -194,7 +264,12 @@ def _factor(rescale, keep_rate, delta, kept):
 
 
 def _norm(kind, x):
+  size = _size(kind, x)
+  return jnp.sqrt(size) if kind == 'l2' else size
+
+
+def _size(kind, x):
   size = jnp.abs(x)
   if kind == 'linf':
     return jnp.max(size, initial=0)
-  return jnp.sqrt(jnp.sum(size * size)) if kind == 'l2' else jnp.sum(size)
+  return jnp.sum(size * size if kind == 'l2' else size)

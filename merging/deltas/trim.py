@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from merging import checks
+from merging import host
 from merging import patterns
 from merging import references
 from merging import select
 from merging import transform
-
-_NOWHERE = 2**31 - 1  # More than any place in a leaf, or bits of a number.
 
 
 class _State(NamedTuple):
@@ -152,37 +151,22 @@ def _finish_ties(statistic, state):
   return state._replace(earlier=select.subtract(running, ties))
 
 
-def _values(leaf, state):
+def _values(leaf, state, model):
   (bits,) = _bits(leaf)
   return bits, select.saturate(jnp.asarray(state.rank)[:, leaf.index])
 
 
 def _find(ties, bits, scratch, rank):
   """Finds the threshold of an expert, and the place of its last tie to keep."""
+  rank = int(rank)
   if not 1 <= rank <= bits.size:
-    return (0 if rank < 1 else _NOWHERE), _NOWHERE
-  ordered = scratch.view(np.int32)  # Partitioned twice as fast as u32.
-  ordered[...] = bits.view(np.int32)
-  ordered.partition(rank - 1)
-  threshold = int(ordered[rank - 1])
+    return (0 if rank < 1 else host.NOWHERE), host.NOWHERE
+  threshold, before = host.kth(bits, scratch, rank)
   if ties == 'threshold':
-    return threshold, _NOWHERE
-  wanted = 1 + sum(
-    int(np.count_nonzero(part == threshold)) for part in _parts(ordered[rank:])
-  )
-  passed = 0
-  for part in _parts(bits):
-    places = np.flatnonzero(part == threshold)
-    if len(places) >= wanted:
-      return threshold, passed + int(places[wanted - 1]) + 1
-    wanted -= len(places)
-    passed += part.size
-  raise AssertionError('there are as many ties as were counted')
-
-
-def _parts(values):
-  size = 1 << 20
-  return (values[i : i + size] for i in range(0, values.size, size))
+    return threshold, host.NOWHERE
+  # Of the ties those are kept that come from the rank on, the first ones.
+  equal = sum(int(np.count_nonzero(x == threshold)) for x in host.parts(bits))
+  return threshold, host.place(bits, threshold, equal - before + 1)
 
 
 def _update_tensor(ties, leaf, state, selected=None, **extra):
@@ -215,7 +199,7 @@ def _keep(ties, leaf, bits, thresholds, wanted):
     # The place of the last tie to keep is the k-th smallest of their places.
     places = jnp.arange(1, bits[0].size + 1, dtype=jnp.uint32)
     of_ties = [
-      jnp.where(row == each, places, jnp.uint32(_NOWHERE))
+      jnp.where(row == each, places, jnp.uint32(host.NOWHERE))
       for row, each in zip(bits, thresholds, strict=True)
     ]
     last = select.kth_smallest(of_ties, wanted)

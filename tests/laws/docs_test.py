@@ -1,13 +1,20 @@
 """Examples on the pages run as they stand, and their tables match the code."""
 
+import fnmatch
 import inspect
 from pathlib import Path
 import re
+import shlex
+from typing import Any
 
 import pytest
 
 from docs import tables
+from experiments.checkpoints import command
+from experiments.checkpoints import prepare
+from experiments.checkpoints import tools
 from merging import recipes
+from third_party import problems
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +40,65 @@ def test_examples_on_merging_run_in_turn(capsys):
   out = capsys.readouterr().out
   assert 'cosine' in out.lower()
   assert 'Warning' not in out
+
+
+def run(line):
+  """Does what a line for the shell does, and prints the same."""
+  python, module, name, *rest = shlex.split(line)
+  assert [python, module] == ['python', '-m']
+  given: dict[str, Any] = {}
+  for flag in (each for each in rest if each.startswith('--')):
+    key, _, value = flag.removeprefix('--').partition('=')
+    given[key] = int(value) if value.isdigit() else value or True
+  arguments = [each for each in rest if not each.startswith('--')]
+  try:
+    if name == 'experiments.merge':
+      recipe, target = map(Path, arguments)
+      command.merge(recipe, target, command.Flags(**given))
+    else:
+      assert name == 'experiments.checkpoint'
+      tool, *arguments = arguments
+      if tool == 'kinship':
+        arguments = [arguments[0], arguments[1:]]
+      elif tool == 'extract':
+        arguments = [arguments[0], arguments[1:-1], arguments[-1]]
+      print(getattr(tools, tool)(*arguments, **given).text)
+  except problems.ProblemError as error:
+    print(*(f'error: {each}' for each in error.problems), sep='\n')
+
+
+def check_shown(shown, printed):
+  """Every line of a page was printed, in this order; … stands for anything."""
+  lines = iter(printed.splitlines())
+  for wanted in filter(None, shown.splitlines()):
+    pattern = wanted.replace('[', '[[]').replace('…', '*')
+    assert any(fnmatch.fnmatchcase(line, pattern) for line in lines), (
+      f'not printed here: {wanted}\n{printed}'
+    )
+
+
+def test_the_page_on_checkpoints_is_what_happens(tmp_path, monkeypatch, capfd):
+  monkeypatch.chdir(tmp_path)
+  text = (ROOT / 'docs/checkpoints.md').read_text()
+  found = re.findall(r'```(python|sh|text|yaml)\n(.*?)```', text, re.DOTALL)
+  names = {}
+  printed = ''
+  for kind, block in found:
+    if kind == 'yaml':
+      file = Path(block.splitlines()[0].removeprefix('# '))
+      file.write_text(block)
+      if file.name != 'wrong.yml':
+        prepare.read(file)
+    elif kind == 'python':
+      exec(compile(block, 'docs/checkpoints.md', 'exec'), names)
+    elif kind == 'sh':
+      capfd.readouterr()
+      for line in block.replace('\\\n', '').splitlines():
+        run(line)
+      streams = capfd.readouterr()
+      printed = streams.err + streams.out
+    elif kind == 'text':
+      check_shown(block, printed)
 
 
 @pytest.mark.parametrize('page', tables.PAGES)

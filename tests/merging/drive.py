@@ -1,12 +1,14 @@
 """Running a merge in other ways: leaf by leaf, and spread over devices."""
 
 import contextlib
+from typing import Any
 
 import jax
 import numpy as np
 
 import merging
 from merging import programs
+from merging import streams
 
 AUTO = (jax.sharding.AxisType.Auto,) * 2
 EXPLICIT = (jax.sharding.AxisType.Explicit,) * 2
@@ -48,11 +50,18 @@ class Disk:
       observer.observe, route, _FLOAT32, inputs, state
     )
 
-  def update(self, index, state):
-    route, inputs = self.read(index)
-    return programs.update_leaf(
-      self.transform.update, route, _FLOAT32, None, inputs, state
-    )
+
+def stream(transform, base, experts, extra=None, **options):
+  """Merges from sources into a sink; returns what it got, as a flat tree."""
+  source = streams.InMemory(base)
+  sink = streams.Collected(source.specs)
+  sources = {name: streams.InMemory(each) for name, each in experts.items()}
+  data: dict[str, Any] = {
+    name: {model: streams.InMemory(x) for model, x in columns.items()}
+    for name, columns in (extra or {}).items()
+  }
+  merging.merge_stream(transform, source, sources, sink, **data, **options)
+  return sink.leaves
 
 
 def shard(tree, mesh):

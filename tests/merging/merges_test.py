@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import merging
-from merging import programs
 from tests.merging import drive
 from tests.merging import oracles
 from tests.merging import table
@@ -161,7 +160,13 @@ def test_narrow_models_are_merged_in_float32_and_rounded_once(case):
 
 @varied
 def test_vmap_over_a_hyper_parameter_is_a_loop(case):
-  base, experts = case.small()
+  base, experts = case.small('wide')
+  base, experts = jax.tree.map(
+    # Two leaves of one shape, which compile one program.
+    lambda params: {'bias': params['wide'][::-1], **params},
+    (base, experts),
+    is_leaf=lambda x: 'wide' in x,
+  )
 
   def merged(value):
     return merging.merge(case.vary(value), base, experts, **case.extra(base))
@@ -174,24 +179,12 @@ def test_vmap_over_a_hyper_parameter_is_a_loop(case):
 
 
 @every_merge
-def test_one_leaf_at_a_time_it_is_the_same(case):
-  """The programs that all drivers share, leaves in reverse order."""
+def test_streamed_in_pieces_it_is_the_same(case):
   base, experts = case.small()
   extra = case.extra(base)
-  transform = case.make()
-  disk = drive.Disk(transform, base, experts, extra)
-  state = transform.init(disk.specs, disk.models)
-  for observer in transform.observers:
-    total = None
-    for index in reversed(range(len(disk.specs))):
-      statistic = disk.observe(observer, index, state)
-      total = programs.add_statistics(total, statistic)
-    state = programs.finish(observer.finish, total, state)
-  streamed = {
-    spec.path: disk.update(index, state)
-    for index, spec in enumerate(disk.specs)
-  }
   merged = merging.merge(case.make(), base, experts, **extra)
+  # 'wide' in three pieces, where the method allows it.
+  streamed = drive.stream(case.make(), base, experts, extra, piece=16)
   assert_near(streamed, merged, case.sharded)
 
 

@@ -26,7 +26,7 @@ def test_the_protocol_alone_is_a_streaming_merge(name):
   specs = disk.specs
 
   def leaf_of(index):
-    route, (_, (start, *ends), data) = disk.read(index)
+    route, (_, (start, *ends), data, _) = disk.read(index)
     deltas = tuple(end - start for end in ends)
     return merging.Leaf(start, deltas, index, route), data
 

@@ -168,7 +168,9 @@ def read(fd: int, size: int, where: tuple[str, ...]) -> Header:
         problems.Kind.INPUT,
         (*where, shown(name)) if name is not None else where,
         what,
-        'fetch it again',
+        'use a version of the model in another type'
+        if what.endswith('is not supported')
+        else 'fetch it again',
       )
       for name, what in faults
     )

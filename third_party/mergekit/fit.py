@@ -134,13 +134,14 @@ class Report:
   ) -> None:
     """Turns everything into problems, the first few tensors of each model.
 
-    Of a model whose config differs, shapes say nothing more.
+    Of a model whose config differs, shapes and layers say nothing more.
     """
     differing = {each.where[0] for each in self._found.problems}
     for (model, reference), paths in self._missing.items():
       mine, theirs = plan.depths(specs[model]), plan.depths(specs[reference])
       if mine != theirs and mine.keys() == theirs.keys() and not sliced:
-        self._layers(model, reference, mine, theirs)
+        if str(model) not in differing:
+          self._layers(model, reference, mine, theirs)
         continue
       for path in paths[:_SHOWN]:
         self._add(
@@ -156,7 +157,8 @@ class Report:
     for (model, reference), paths in self._surplus.items():
       mine, theirs = plan.depths(specs[model]), plan.depths(specs[reference])
       if mine != theirs and mine.keys() == theirs.keys() and not sliced:
-        self._layers(model, reference, mine, theirs)
+        if str(model) not in differing:
+          self._layers(model, reference, mine, theirs)
         continue
       for path in paths[:_SHOWN]:
         self._add(

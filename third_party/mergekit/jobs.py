@@ -198,10 +198,13 @@ def _merges(recipe, pieces, specs, seed, found) -> Iterator[Job]:
         tensors[out] = tensor
         for told in recipe.method.check(tensor):
           wrong.add(piece.part.node, told, out)
+    build = functools.partial(_build, recipe.method.build, tensors)
+    # One tensor is enough to tell the papers, for all have the same method.
+    sources = ()
+    if tensors and not any(wrong.problems()):  # Else it may not build.
+      sources = recipe.method.build(next(iter(tensors.values()))).sources
     yield Job(
-      transform=merging.each(
-        functools.partial(_build, recipe.method.build, tensors)
-      ),
+      transform=merging.each(build)._replace(sources=sources),
       base=base,
       experts=experts,
       leaves={

@@ -19,6 +19,7 @@ from third_party.huggingface import safetensors
 
 _FOUR = bytes(range(4))
 _AGAIN = 'fetch it again'
+_OTHER = 'use a version of the model in another type'
 _PARTIAL = 'the download is incomplete: fetch it again'
 _FIELDS = "['dtype', 'shape', 'data_offsets']"
 
@@ -201,15 +202,15 @@ _FAULTS = {
   ),
   'complex': (
     crafted.file(_one(dtype='C64', data_offsets=[0, 8]), bytes(8)),
-    f' / w: dtype C64 (complex numbers) is not supported; {_AGAIN}',
+    f' / w: dtype C64 (complex numbers) is not supported; {_OTHER}',
   ),
   '4 bits': (
     crafted.file(_one(dtype='F4', shape=[8]), _FOUR),
-    f' / w: dtype F4 (packed 4-bit numbers) is not supported; {_AGAIN}',
+    f' / w: dtype F4 (packed 4-bit numbers) is not supported; {_OTHER}',
   ),
   '6 bits': (
     crafted.file(_one(dtype='F6_E2M3', shape=[16], data_offsets=[0, 12])),
-    f' / w: dtype F6_E2M3 (packed 6-bit numbers) is not supported; {_AGAIN}',
+    f' / w: dtype F6_E2M3 (packed 6-bit numbers) is not supported; {_OTHER}',
   ),
   'tensor twice': (
     crafted.file(

@@ -1,0 +1,144 @@
+"""What a host selects is what a device selects, bit for bit."""
+
+import hypothesis
+from hypothesis import strategies as st
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import merging
+from merging import host
+from merging import outline
+from merging import streams
+from tests.merging import drive
+
+SIZE = 36  # Few shapes: each compiles.
+
+
+def leaves(kind, seed):
+  """A base of one leaf, and two experts with many equal magnitudes."""
+  rng = np.random.default_rng(seed)
+  drawn = {
+    'generic': lambda: rng.normal(size=SIZE),
+    'ties': lambda: rng.integers(-2, 3, size=SIZE) / 4,
+    'constant': lambda: np.full(SIZE, rng.integers(-1, 2) / 2),
+    'zero': lambda: np.zeros(SIZE),
+    'tiny': lambda: rng.integers(-3, 4, size=SIZE) * 1e-44,
+  }[kind]
+  experts = {
+    name: {'w': drawn().astype(np.float32).reshape(4, 9)} for name in 'xy'
+  }
+  return {'w': np.zeros((4, 9), np.float32)}, experts
+
+
+def selecting(transform):
+  spec = merging.LeafSpec('w', (4, 9), np.dtype(np.float32))
+  transform.init((spec,), ('x', 'y'))
+  return transform.selection(spec) is not None
+
+
+def trims(density, ties):
+  return merging.chain(
+    merging.trim(density, scope='tensor', ties=ties), merging.mean()
+  )
+
+
+def assert_selected(transform, base, experts):
+  assert selecting(transform)
+  wanted = merging.merge(transform, base, experts)['w']
+  for piece in (10, 18):  # Pieces of 10 and 6, and of 18.
+    found = drive.stream(transform, base, experts, piece=piece)['w']
+    np.testing.assert_array_equal(
+      found.view(np.uint32), np.asarray(wanted).view(np.uint32)
+    )
+
+
+@hypothesis.given(
+  st.sampled_from(['generic', 'ties', 'constant', 'zero', 'tiny']),
+  st.sampled_from([0.0, 1e-9, 1 / SIZE, 0.2, 0.5, 35 / SIZE, 1.0]),
+  st.integers(0, 2**32 - 1),
+)
+@hypothesis.settings(max_examples=60)
+@pytest.mark.parametrize('ties', ['threshold', 'index'])
+def test_trim(ties, kind, density, seed):
+  assert_selected(trims(density, ties), *leaves(kind, seed))
+
+
+@hypothesis.given(
+  st.sampled_from(['generic', 'ties', 'constant', 'zero']),
+  st.sampled_from([(0.0, 0.0), (0.5, 0.1), (0.9, 0.1), (0.3, 0.7), (0.0, 0.5)]),
+  st.integers(0, 2**32 - 1),
+)
+@hypothesis.settings(max_examples=40)
+def test_band(kind, ends, seed):
+  transform = merging.chain(merging.keep_band(*ends), merging.total())
+  assert_selected(transform, *leaves(kind, seed))
+
+
+@pytest.mark.parametrize('ties', ['threshold', 'index'])
+@pytest.mark.parametrize('scope', ['global', 'tensor'])
+def test_inside_a_merge_of_each_leaf(scope, ties):
+  def make(spec):
+    return merging.trim(0.3, scope=scope, ties=ties)
+
+  base, experts = leaves('ties', 3)
+  alone = merging.chain(merging.each(make), merging.mean())
+  assert_matches(alone, base, experts)
+
+  def whole(spec):
+    return merging.chain(make(spec), merging.mean())
+
+  assert_matches(merging.each(whole), base, experts)
+  # A leaf is the whole model.
+  np.testing.assert_array_equal(
+    merging.merge(merging.each(whole), base, experts)['w'],
+    merging.merge(whole(None), base, experts)['w'],
+  )
+  if scope == 'tensor':
+    assert selecting(merging.each(whole))
+
+
+def assert_matches(transform, base, experts):
+  wanted = merging.merge(transform, base, experts)['w']
+  found = drive.stream(transform, base, experts, piece=10)['w']
+  np.testing.assert_array_equal(found, wanted)
+
+
+def test_steps_that_need_more_than_entries_keep_the_leaf_whole():
+  tensor = merging.trim(0.3, scope='tensor')
+  drops = merging.chain(tensor, merging.mean())
+  assert selecting(drops)
+  assert not selecting(merging.chain(tensor, tensor, merging.mean()))
+  assert not selecting(merging.chain(merging.scale(2.0), drops))
+  assert not selecting(merging.chain(tensor, merging.elect_sign()))
+  assert not selecting(merging.average())
+
+
+def test_a_leaf_selected_from_comes_in_pieces():
+  base, experts = leaves('generic', 0)
+  run = outline.Outline(
+    trims(0.5, 'index'),
+    streams.InMemory(base),
+    {name: streams.InMemory(each) for name, each in experts.items()},
+    jnp.float32,
+    None,
+    {},
+  )
+  [job] = run.jobs(10)
+  assert job.selection is not None
+  [job] = run.jobs(SIZE)  # One piece: the device does it.
+  assert job.selection is None
+
+
+@hypothesis.given(
+  st.lists(st.integers(0, 4), min_size=1, max_size=30), st.data()
+)
+def test_a_host_finds_what_a_stable_sort_finds(values, data):
+  rank = data.draw(st.integers(1, len(values)))
+  bits = np.array(values, np.uint32)
+  order = sorted(range(len(values)), key=lambda at: values[at])
+  value, number = host.kth(bits, np.empty_like(bits), rank)
+  assert value == values[order[rank - 1]]
+  assert host.place(bits, value, number) == order[rank - 1] + 1
+  assert host.place(bits, value, 0) == 0
+  assert host.place(bits, value, len(values) + 1) == host.NOWHERE
