@@ -99,5 +99,5 @@ if __name__ == '__main__':
   cli.run(
     main,
     arguments=['RECIPE', 'OUT'],
-    when_stopped='nothing is at the target; --resume continues',
+    when_stopped='the target is as it was; --resume may continue',
   )

@@ -6,7 +6,6 @@ from types import TracebackType
 import numpy as np
 
 _ALIGNED = 64  # Bytes; what XLA needs to use a buffer where it lies.
-_KEPT = 1 << 26  # Bytes; larger buffers are given back to the system.
 
 
 class Buffers:
@@ -16,14 +15,16 @@ class Buffers:
   program that reads it is done.
 
   Examples:
-    >>> buffers = Buffers()
+    >>> buffers = Buffers(1 << 20)
     >>> with buffers.lease() as lease:
     ...   lease.take(3, np.dtype(np.float32)).shape
     (3,)
   """
 
-  def __init__(self):
-    """Begins with none."""
+  def __init__(self, keep: int):
+    """Takes how many bytes to keep that nobody uses."""
+    self._keep = keep
+    self._kept = 0
     self._free: dict[int, list[np.ndarray]] = {}
     self._lock = threading.Lock()
 
@@ -35,16 +36,21 @@ class Buffers:
     """Returns a buffer of so many bytes, `u8[size]`."""
     with self._lock:
       if self._free.get(size):
+        self._kept -= size
         return self._free[size].pop()
     raw = np.empty(size + _ALIGNED, np.uint8)
     start = -raw.ctypes.data % _ALIGNED
     return raw[start : start + size]
 
   def put(self, buffer: np.ndarray) -> None:
-    """Takes a buffer back."""
-    if buffer.size <= _KEPT:
-      with self._lock:
+    """Takes a buffer back; those of other sizes make room for it."""
+    with self._lock:
+      if self._kept + buffer.size > self._keep:
+        self._free = {buffer.size: self._free.get(buffer.size, [])}
+        self._kept = buffer.size * len(self._free[buffer.size])
+      if self._kept + buffer.size <= self._keep:
         self._free.setdefault(buffer.size, []).append(buffer)
+        self._kept += buffer.size
 
 
 class Lease:

@@ -73,7 +73,7 @@ class Outline:
     self.models = checks.check_experts(experts)
     self.transform = transform
     self.dtype = jnp.dtype(dtype)
-    self.out_dtype = None if out_dtype is None else jnp.dtype(out_dtype)
+    self.out_dtype = out_dtype
     self.experts = tuple(experts[name] for name in self.models)
     dense = [each for each in self.experts if not is_adapter(each)]
     if base is None:
@@ -93,6 +93,12 @@ class Outline:
     if not self.specs:
       raise ValueError('merge_stream: base has no leaf')
     self._compiled: dict[Any, tuple[jax.stages.Compiled, ...]] = {}
+    for spec in self.floating:
+      if math.prod(spec.shape) >= 1 << 31:
+        raise ValueError(
+          f'merge_stream: leaf {spec.path!r} of shape {spec.shape} has 2**31 '
+          'entries or more, and places are counted in 31 bits; take it apart'
+        )
     self.state = ()
     if self.floating:
       self.state = transform.init(self.floating, self.models)
@@ -187,15 +193,23 @@ class Outline:
         self.transform.update,
         self.routes[self.floating.index(spec)],
         self.dtype,
-        self.out_type(spec),
+        self.program_type(spec),
         self._abstract(spec),
         self._states[-1],
       )
 
   def out_type(self, spec: transform_lib.LeafSpec) -> np.dtype:
     """Type of a merged leaf."""
+    wanted = self.out_dtype
+    if isinstance(wanted, Mapping):
+      wanted = wanted.get(spec.path)
     floating = jnp.issubdtype(spec.dtype, jnp.floating)
-    return self.out_dtype if self.out_dtype and floating else spec.dtype
+    return spec.dtype if wanted is None or not floating else jnp.dtype(wanted)
+
+  def program_type(self, spec: transform_lib.LeafSpec) -> np.dtype | None:
+    """The same for a program: `None`, as in memory, if it is the base's."""
+    out = self.out_type(spec)
+    return None if out == spec.dtype else out
 
   def read_bytes(self, spec: transform_lib.LeafSpec, entries: int) -> int:
     """Bytes read for so many entries of a leaf."""
@@ -216,6 +230,10 @@ class Outline:
   def jobs(self, piece: int) -> list[Job]:
     """All floating leaves, in pieces where that is allowed."""
     found = []
+    if self.transform.observers:
+      # Counts of so many pieces add up without a carry (see `select`).
+      total = sum(math.prod(spec.shape) for spec in self.floating)
+      piece = max(piece, -(-total // (1 << 15)))
     for place, spec in enumerate(self.floating):
       size = math.prod(spec.shape)
       dense = not self.extra and not any(
@@ -302,7 +320,7 @@ class Outline:
         self.transform.update,
         route,
         self.dtype,
-        self.out_type(spec),
+        self.program_type(spec),
         inputs,
         last,
       )
@@ -339,7 +357,9 @@ class Outline:
     )
     rest = iter(dense)
     row = (
-      each.get(spec.path) if is_adapter(each) else next(rest)
+      jax.tree.map(_shaped, each.get(spec.path))
+      if is_adapter(each)
+      else next(rest)
       for each in self.experts
     )
     extra: dict[str, Any] = {
@@ -352,6 +372,10 @@ class Outline:
       for name, columns in self.extra.items()
     }
     return programs.Inputs(np.int32(0), (base, *row), extra, np.uint32(0))
+
+
+def _shaped(value):
+  return jax.ShapeDtypeStruct(np.shape(value), jnp.result_type(value))
 
 
 def _bytes_of(compiled):

@@ -71,7 +71,7 @@ def plan(
   base: streams.Source | None,
   experts: Mapping[str, Expert],
   *,
-  out_dtype: jax.typing.DTypeLike | None = None,
+  out_dtype: jax.typing.DTypeLike | Mapping[str, np.dtype] | None = None,
   max_bytes: int | None = None,
   workers: int | None = None,
   **extra: Mapping[str, streams.Source],
@@ -112,7 +112,7 @@ def merge_stream(
   sink: streams.Sink,
   *,
   dtype: jax.typing.DTypeLike = jnp.float32,
-  out_dtype: jax.typing.DTypeLike | None = None,
+  out_dtype: jax.typing.DTypeLike | Mapping[str, np.dtype] | None = None,
   paths: Iterable[str] | None = None,
   max_bytes: int | None = None,
   workers: int | None = None,
@@ -138,7 +138,8 @@ def merge_stream(
     sink: Where the merged leaves go.
     dtype: Type in which task vectors are taken and combined, unless a leaf is
       wider.
-    out_dtype: Type of merged floating leaves; that of the base by default.
+    out_dtype: Type of merged floating leaves, one for all or by path; that of
+      the base by default.
     paths: Leaves to write; all by default. Statistics are of all leaves.
     max_bytes: What jobs may hold at once; by default what the largest leaf
       needs, and half a gigabyte at least. A leaf that has to be whole and needs
@@ -195,7 +196,7 @@ class _Work:
     self._piece = piece
     self._workers = workers
     self._progress = progress
-    self._buffers = buffers_lib.Buffers()
+    self._buffers = buffers_lib.Buffers(max_bytes // 8)
     self._lock = threading.Lock()
     self._compiling = threading.Lock()
     self._compiled: set[Any] = set()
@@ -206,10 +207,8 @@ class _Work:
     run, state = self._run, self._run.state
     observers = run.transform.observers
     mine = [job for job in jobs if run.floating[job.place].path in wanted]
-    swept, merged = (
-      sum(run.read_bytes(run.floating[job.place], job.size) for job in some)
-      for some in (jobs, mine)
-    )
+    swept = sum(map(self._bytes, jobs))
+    merged = sum(map(self._bytes, mine))
     self._total = len(observers) * swept + merged
     check = self._finite  # Once.
     with futures.ThreadPoolExecutor(self._workers, 'merge') as executor:
@@ -245,9 +244,10 @@ class _Work:
     else:
       update, route = run.transform.update, run.routes[job.place]
       value = programs.update_leaf(
-        update, route, run.dtype, run.out_dtype, inputs, state
+        update, route, run.dtype, run.program_type(spec), inputs, state
       )
     flat = np.asarray(value).reshape(-1)
+    flat = flat.astype(run.out_type(spec), copy=False)  # float64, without x64.
     if self._finite and not buffers_lib.all_finite(flat):
       raise ValuesError(
         _not_finite('the merge', spec, job, flat)
@@ -354,9 +354,15 @@ class _Work:
     for piece in pieces:
       self._one(stage, update, piece, False)
 
+  def _bytes(self, job):
+    """What is read for a job."""
+    run = self._run
+    read = run.read_bytes(run.floating[job.place], job.size)
+    return read + run.selected_bytes(job)
+
   def _report(self, stage, spec, job):
     with self._lock:
-      self._done += self._run.read_bytes(spec, job.size)
+      self._done += self._bytes(job)
       if self._progress is not None:
         self._progress(Progress(stage, spec.path, self._done, self._total))
 

@@ -390,6 +390,7 @@ def _update_chain(updates, leaf, state, **extra):
   routes = leaf.route
   for update, route, inner in zip(updates, routes, state, strict=False):
     leaf = update(leaf._replace(route=route), inner, **extra)
+    extra.pop('selected', None)  # It is for the first.
   return leaf._replace(route=routes)
 
 

@@ -60,14 +60,16 @@ def size(value: str, flag: str) -> int:
     (1500000000, 2048)
   """
   match = _SIZE.fullmatch(value.strip())
-  if match is None or not float(match[1]):
-    raise errors.UsageError(
-      f'--{flag}: expected a size such as 2GB or 500M, got {value!r}'
-    )
-  unit = _UNITS[match[2].upper()]
-  if match[3] and unit > 1:
-    unit = 1024 ** round(len(str(unit)) / 3)
-  return int(float(match[1]) * unit)
+  if match is not None:
+    unit = _UNITS[match[2].upper()]
+    if match[3] and unit > 1:
+      unit = 1024 ** round(len(str(unit)) / 3)
+    found = int(float(match[1]) * unit)
+    if found:
+      return found
+  raise errors.UsageError(
+    f'--{flag}: expected a size such as 2GB or 500M, got {value!r}'
+  )
 
 
 def merge(recipe: Path, target: Path, flags: Flags) -> None:
@@ -120,8 +122,9 @@ def merge(recipe: Path, target: Path, flags: Flags) -> None:
   for note in prepared.notes:
     _say(f'note: {text.clean(note)}')
   commit = run.commit_of(prepared, target, settings, _say)
-  found = [*commit.check(), *run.shortages(prepared, target, settings)]
+  found = commit.check()
   if flags.plan:
+    found += run.shortages(prepared, target, settings)
     made = plan_lib.plan(prepared, target, settings)
     if flags.json:
       print(json_lib.dumps(made.to_dict(found), indent=2))

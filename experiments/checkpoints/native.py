@@ -227,8 +227,9 @@ def factories() -> dict[str, Callable[..., merging.MergeTransform]]:
       made = inspect.signature(value).return_annotation
       if _is_transform(made) and name not in ('stateless', 'map_deltas'):
         found[name] = value
-  del found['combine_deltas']  # They take functions, as `each` does.
-  del found['each']
+  # They take functions; and a list is a chain.
+  for name in ('combine_deltas', 'each', 'chain'):
+    del found[name]
   return found
 
 
@@ -305,7 +306,7 @@ def _call(node, name, factory, arguments) -> _Reader:
     values = {key: read(keys) for key, read in given.items()}
     try:
       return factory(**values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
       raise node.error(str(error)) from error
 
   return make
@@ -324,7 +325,8 @@ def _argument(parameter, node) -> _Reader:
   if isinstance(node.value, dict) and 'Mapping' in str(parameter.annotation):
     inner = {key: _reader(each) for key, each in node.value.items()}
     return lambda keys: {key: read(keys) for key, read in inner.items()}
-  if isinstance(node.value, str) and node.value not in factories():
+  named = 'Literal' in str(parameter.annotation)
+  if named and isinstance(node.value, str) and node.value not in factories():
     value = node.value  # Such as a policy for the other leaves.
     return lambda keys: value
   return _reader(node)

@@ -60,14 +60,14 @@ class Merge(NamedTuple):
     job: As the recipe tells it.
     base: The base, under the names of the output; `None` for zeros.
     experts: The experts by name, likewise; adapters of the base stay adapters.
-    out_dtype: Type of the merged floating tensors; that of the base by default.
+    out_dtype: Type of the merged floating tensors, or types by path.
     plan: What is known of it.
   """
 
   job: jobs_lib.Job
   base: streams.Source | None
   experts: dict[str, Any]
-  out_dtype: np.dtype | None
+  out_dtype: np.dtype | dict[str, np.dtype]
   plan: outline.Plan
 
 
@@ -320,6 +320,15 @@ def _merge(job, models, sources, out_dtype, found) -> Any:
   for name, ref in job.experts.items():
     adapter = _adapter_of(ref, job.base, models, sources, job)
     experts[name] = named(ref) if adapter is None else adapter
+  if out_dtype is None:
+    # Not that of tensors with an adapter added, which are read as float32.
+    first = next(iter(job.experts.values())) if job.base is None else job.base
+    stored = models[first].checkpoint.specs
+    out_dtype = {
+      out: stored[paths[first]].dtype
+      for out, paths in job.leaves.items()
+      if paths[first] in stored
+    }
   try:
     plan = merging.plan(job.transform, base, experts, out_dtype=out_dtype)
   except (ValueError, TypeError) as error:

@@ -105,10 +105,8 @@ def run(
   """
   began = time.perf_counter()
   timings: dict[str, float] = {}
-  limit = room(
-    settings.max_memory,
-    [model.checkpoint for model in prepared.models.values()],
-  )
+  limit = room(settings.max_memory, _holding(prepared))
+  before = _fingerprint(prepared, settings)
   with commit_of(prepared, target, settings, notify) as commit:
     found = tied.differing(prepared.vocabulary.duplicates)
     if found:
@@ -138,7 +136,9 @@ def run(
     if meter is not None:
       meter.close()
     timings['write to disk'] = time.perf_counter() - began - timings['merge']
-    _write_side_files(commit.partial, prepared)
+    with storage.reported(commit.partial):
+      _write_side_files(commit.partial, prepared)
+    _check_unchanged(prepared, settings, before)
     start = time.perf_counter()
     findings = verify_lib.verify(
       commit.partial,
@@ -147,7 +147,8 @@ def run(
       base=next(iter(prepared.models.values())) if prepared.has_base else None,
       expected=prepared.specs,
       fingerprints=fingerprints,
-      nonfinite=None if settings.allow_nonfinite else {},
+      # Shards that an earlier run left may hold what it was told to allow.
+      nonfinite=None if settings.allow_nonfinite or kept else {},
       allow_nonfinite=settings.allow_nonfinite,
       full=settings.full_verify,
     )
@@ -156,7 +157,8 @@ def run(
     result = _result(prepared, commit.target.name, timings, findings)
     if orbax:
       result = dataclasses.replace(result, library='orbax')
-    card.write(commit.partial, result)
+    with storage.reported(commit.partial):
+      card.write(commit.partial, result)
     commit.publish()
   return result
 
@@ -181,10 +183,10 @@ def shortages(
       storage.check_space(above, prepared.bytes_written)
     except problems.ProblemError as error:
       found += error.problems
-  limit = room(
-    settings.max_memory,
-    [model.checkpoint for model in prepared.models.values()],
-  )
+  try:
+    limit = room(settings.max_memory, _holding(prepared))
+  except problems.ProblemError as error:
+    return [*found, *error.problems]
   most = max(
     (merge.plan for merge in prepared.merges),
     key=lambda plan: plan.largest_bytes,
@@ -254,12 +256,19 @@ def _orbax_sink(directory, prepared):
   return orbax.sink(directory, prepared.specs, getattr(base, 'keys', None))
 
 
+def _holding(prepared) -> list[Any]:
+  """What may hold memory beside the merge itself."""
+  models = prepared.models.values()
+  return [each for m in models for each in (m.checkpoint, m.source)]
+
+
 def room(max_memory: int | None, models: Iterable[Any] = ()) -> int | None:
   """Bytes that are left for tensors beside what the process holds now.
 
   Args:
     max_memory: Most bytes that the process may take, or `None`.
-    models: Checkpoints; those of Orbax hold the pieces that they decode.
+    models: Checkpoints and other sources: those of Orbax hold the pieces that
+      they decode, models with adapters a few whole tensors.
 
   Returns:
     The bytes, or `None`.
@@ -270,7 +279,9 @@ def room(max_memory: int | None, models: Iterable[Any] = ()) -> int | None:
   if max_memory is None:
     return None
   floor = memory.held() + (64 << 20)  # Compiling takes some.
-  floor += sum(3 * getattr(model, 'chunk_bytes', 0) for model in models)
+  for model in {id(each): each for each in models}.values():
+    floor += 3 * getattr(model, 'chunk_bytes', 0)
+    floor += getattr(model, 'held_bytes', 0)
   if max_memory < floor + (16 << 20):
     raise problems.refuse(
       problems.Kind.SPACE,
@@ -292,7 +303,10 @@ def _fingerprint(prepared, settings) -> dict[str, Any]:
       for ref, model in prepared.models.items()
     },
     'adapters': {
-      str(ref): _adapter_fingerprint(model.files)
+      str(ref): _identities(
+        model.files.directory,
+        ('adapter_config.json', 'adapter_model.safetensors'),
+      )
       for ref, model in prepared.models.items()
       if model.files is not None
     },
@@ -300,18 +314,44 @@ def _fingerprint(prepared, settings) -> dict[str, Any]:
       [spec.path, list(spec.shape), str(spec.dtype)]
       for spec in prepared.specs.values()
     ],
+    'beside': {
+      str(ref): _identities(model.directory, ('config.json', *model.side_files))
+      for ref, model in prepared.models.items()
+    },
+    'config': prepared.config,
     'format': settings.format,
     'shard_size': settings.shard_size,
     'version': importlib.metadata.version('arithmerge'),
   }
 
 
-def _adapter_fingerprint(adapter) -> dict[str, Any]:
+def _identities(directory, names) -> dict[str, list[int]]:
+  """Sizes and times of files, of those that are there."""
   found = {}
-  for name in ('adapter_config.json', 'adapter_model.safetensors'):
-    status = os.stat(os.path.join(adapter.directory, name))
-    found[name] = [status.st_size, status.st_mtime_ns]
+  for name in names:
+    with contextlib.suppress(OSError):
+      status = os.stat(os.path.join(directory, name))
+      found[name] = [status.st_size, status.st_mtime_ns]
   return found
+
+
+def _check_unchanged(prepared, settings, before) -> None:
+  """Refuses inputs that changed while they were read, adapters too."""
+  now = _fingerprint(prepared, settings)
+  found = [
+    problems.Problem(
+      problems.Kind.INPUT,
+      (name, file),
+      'changed while it was read',
+      'leave inputs alone; start again',
+    )
+    for part in ('adapters', 'beside')
+    for name, files_ in before[part].items()
+    for file, identity in files_.items()
+    if now[part][name].get(file) != identity
+  ]
+  if found:
+    raise problems.ProblemError(found)
 
 
 def _write_side_files(directory: Path, prepared: prepare.Prepared) -> None:

@@ -192,7 +192,10 @@ def test_some_leaves_can_be_asked_for_and_statistics_are_of_all():
   assert_same(sink.leaves, {path: merged[path] for path in paths})
 
 
-def test_an_adapter_is_taken_as_the_change_it_makes():
+@pytest.mark.parametrize('ahead', [False, True])
+def test_an_adapter_is_taken_as_the_change_it_makes(ahead, monkeypatch):
+  if ahead:  # As the programs of large leaves are compiled.
+    monkeypatch.setattr(outline, '_LARGE', 0)
   # Exact products and sums, so that no order of them shows.
   base = {
     'k': np.arange(24, dtype=np.float32).reshape(6, 4),
@@ -215,6 +218,37 @@ def test_an_adapter_is_taken_as_the_change_it_makes():
   assert_same(
     sink.leaves, adapters.merge_adapters(merging.average(), base, loras)
   )
+
+
+@pytest.mark.parametrize('first', ['l1', 'expectation'])
+def test_what_is_selected_is_for_the_first_step_alone(first):
+  base = {'w': np.zeros(40, np.float32)}
+  experts = {
+    name: {'w': np.arange(1, 41, dtype=np.float32) * sign}
+    for name, sign in (('x', 1), ('y', -2))
+  }
+  keys = jax.random.split(jax.random.key(0))
+  transform = merging.chain(
+    merging.drop_and_rescale(0.5, key=keys[0], rescale=first),
+    merging.drop_and_rescale(0.25, key=keys[1]),
+    merging.total(),
+  )
+  sources = {name: streams.InMemory(each) for name, each in experts.items()}
+  sink = streams.Collected(streams.InMemory(base).specs)
+  merging.merge_stream(
+    transform, streams.InMemory(base), sources, sink, piece=7
+  )
+  wanted = merging.merge(transform, base, experts)['w']
+  np.testing.assert_allclose(sink.leaves['w'], wanted, rtol=1e-6)
+
+
+def test_pieces_are_few_enough_for_counts_to_add_up():
+  entries = 3 * 2**15
+  model = streams.InMemory({'w': np.zeros(entries, np.float32)})
+  run = outline.Outline(
+    merging.ties(), model, {'x': model}, jnp.float32, None, {}
+  )
+  assert len(run.jobs(1)) <= 2**15
 
 
 def test_adapters_and_models_mix():

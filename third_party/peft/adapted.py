@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Mapping
+import math
 import threading
 from typing import Any
 
@@ -69,6 +70,12 @@ class Adapted:
       else spec
       for path, spec in source.specs.items()
     }
+
+  @property
+  def held_bytes(self) -> int:
+    """Bytes of the leaves that are kept, and of one that is being made."""
+    sizes = [math.prod(self.specs[path].shape) for path in self._adapter]
+    return (self._limit + 3) * 4 * max(sizes, default=0)
 
   def read(self, path: str, start: int, out: np.ndarray) -> None:
     """Fills `out` with the entries `[start, start + out.size)` of a leaf."""
