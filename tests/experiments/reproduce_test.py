@@ -144,7 +144,14 @@ def _without_time(results):
   }
 
 
-@pytest.mark.parametrize('stage', ['base', 'experts', 'scores'])
+@pytest.mark.parametrize(
+  'stage',
+  [
+    pytest.param('base', marks=pytest.mark.slow),
+    'experts',
+    pytest.param('scores', marks=pytest.mark.slow),
+  ],
+)
 def test_killed_and_started_again_it_ends_with_the_same_numbers(
   stage, finished, tmp_path, environment
 ):

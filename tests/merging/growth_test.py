@@ -252,7 +252,7 @@ def widened(small, large, how):
 
 
 @pytest.mark.parametrize(
-  'positions', ['rotary', pytest.param('learned', marks=pytest.mark.slow)]
+  'positions', ['learned', pytest.param('rotary', marks=pytest.mark.slow)]
 )
 def test_width_growth_keeps_the_function(positions):
   small, large, (shape, wide) = wider(positions)

@@ -15,7 +15,10 @@ from tests.merging import fixtures
 from tests.merging import table
 
 
-@pytest.mark.parametrize('name', ['weighted_mean', 'ties_index'])
+@pytest.mark.parametrize(
+  'name',
+  ['weighted_mean', pytest.param('ties_index', marks=pytest.mark.slow)],
+)
 def test_the_protocol_alone_is_a_streaming_merge(name):
   """`init`, `observers` and `update`, op by op, leaves in reverse order."""
   case = table.named(name)
