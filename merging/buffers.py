@@ -43,7 +43,12 @@ class Buffers:
     return raw[start : start + size]
 
   def put(self, buffer: np.ndarray) -> None:
-    """Takes a buffer back; those of other sizes make room for it."""
+    """Takes a buffer back; those of other sizes make room for it.
+
+    One that would take the room of many is let go.
+    """
+    if buffer.size > self._keep // 4:
+      return
     with self._lock:
       if self._kept + buffer.size > self._keep:
         self._free = {buffer.size: self._free.get(buffer.size, [])}

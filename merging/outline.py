@@ -286,8 +286,8 @@ class Outline:
     spec = self.floating[job.place]
     read = self.read_bytes(spec, job.size)
     if job.selection is not None:
-      # What is selected from, and a copy to put in order.
-      held = 8 * job.size if job.selection.entries else 0
+      # What is selected from, and the part of it that is looked at closely.
+      held = 6 * job.size if job.selection.entries else 0
       piece = min(job.size, PIECE)
       return held + 8 * piece + self.read_bytes(spec, piece)
     compiled = self.compiled(job)

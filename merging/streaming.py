@@ -196,7 +196,7 @@ class _Work:
     self._piece = piece
     self._workers = workers
     self._progress = progress
-    self._buffers = buffers_lib.Buffers(max_bytes // 8)
+    self._buffers = buffers_lib.Buffers(max_bytes // 4)
     self._lock = threading.Lock()
     self._compiling = threading.Lock()
     self._compiled: set[Any] = set()
@@ -332,9 +332,7 @@ class _Work:
     columns = []
     with self._buffers.lease() as lease:
       room = job.size if entries else 0
-      values, scratch = (
-        lease.take(room, np.dtype(np.uint32)) for _ in range(2)
-      )
+      values = lease.take(room, np.dtype(np.uint32))
       for model in range(len(run.models)):
         function = functools.partial(gather, model)
         sums, ranks = zip(
@@ -345,7 +343,7 @@ class _Work:
           strict=True,
         )
         seen = values if entries else np.stack(sums)
-        columns.append(job.selection.find(seen, scratch, ranks[0]))
+        columns.append(job.selection.find(seen, ranks[0]))
     selected = tuple(
       np.array(each, np.float32 if isinstance(each[0], float) else np.uint32)
       for each in zip(*columns, strict=True)

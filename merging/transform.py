@@ -93,13 +93,12 @@ class Selection(NamedTuple):
       `model` is the place of the expert, `i32[]`, and `rank` is what `find`
       needs besides. The values are `u32[size]`, one for each entry; or else
       sums over the entries, `f32[k]`, of which `find` gets those of all pieces.
-    find: `(values, scratch, rank) -> numbers`, for one expert, on NumPy arrays.
-      If values are entries, `scratch` is room for as many.
+    find: `(values, rank) -> numbers`, for one expert, on NumPy arrays.
     entries: Whether they are.
   """
 
   values: Callable[..., tuple[jax.Array, Any]]
-  find: Callable[[np.ndarray, Any, np.ndarray], tuple[int | float, ...]]
+  find: Callable[[np.ndarray, np.ndarray], tuple[int | float, ...]]
   entries: bool = True
 
 

@@ -100,15 +100,16 @@ def _values(leaf, state, model):
   return select.magnitude_bits(delta), jnp.stack(_ends(leaf, state))
 
 
-def _find(bits, scratch, ends):
+def _find(bits, ends):
   """Finds the ends of the band of an expert, each with the place of a tie."""
   low, high = map(int, ends)
   found = []
   for number in (low, max(bits.size - high, low)):
-    value, equal = 0, 0
     if number:
-      value, equal = host.kth(bits, scratch, number)
-    found += [value, host.place(bits, value, equal) if equal else 0]
+      end = host.kth(bits, number)
+      found += [end.bits, host.place(bits, end.bits, end.place)]
+    else:
+      found += [0, 0]
   return tuple(found)
 
 

@@ -238,7 +238,7 @@ def _sizes(rescale, leaf, state, model):
   return jnp.stack(sizes), np.int32(0)
 
 
-def _find_factor(rescale, sizes, scratch, rank):
+def _find_factor(rescale, sizes, rank):
   """Finds what restores the norm of an expert's leaf, from that of pieces."""
   if rescale == 'linf':
     before, after = sizes.max(axis=0)

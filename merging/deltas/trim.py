@@ -156,17 +156,17 @@ def _values(leaf, state, model):
   return bits, select.saturate(jnp.asarray(state.rank)[:, leaf.index])
 
 
-def _find(ties, bits, scratch, rank):
+def _find(ties, bits, rank):
   """Finds the threshold of an expert, and the place of its last tie to keep."""
   rank = int(rank)
   if not 1 <= rank <= bits.size:
     return (0 if rank < 1 else host.NOWHERE), host.NOWHERE
-  threshold, before = host.kth(bits, scratch, rank)
+  found = host.kth(bits, rank)
   if ties == 'threshold':
-    return threshold, host.NOWHERE
-  # Of the ties those are kept that come from the rank on, the first ones.
-  equal = sum(int(np.count_nonzero(x == threshold)) for x in host.parts(bits))
-  return threshold, host.place(bits, threshold, equal - before + 1)
+    return found.bits, host.NOWHERE
+  # As many ties are kept as there are from the rank on, but the first ones.
+  kept = found.equal - found.place + 1
+  return found.bits, host.place(bits, found.bits, kept)
 
 
 def _update_tensor(ties, leaf, state, selected=None, **extra):

@@ -19,13 +19,14 @@ def test_buffers_are_aligned_and_used_again():
 
 def test_what_is_kept_is_bounded_and_of_the_latest_size():
   store = buffers.Buffers(1000)
-  for size in (400, 500, 600):
+  for size in (150, 200, 250):
     with store.lease() as lease:
-      lease.take(size, np.dtype(np.uint8))
+      for _ in range(3):
+        lease.take(size, np.dtype(np.uint8))
   kept = {size: len(each) for size, each in store._free.items() if each}
-  assert kept == {600: 1}
-  store.put(np.empty(2000, np.uint8))
-  assert sum(size * len(each) for size, each in store._free.items()) <= 1000
+  assert kept == {250: 3}
+  store.put(np.empty(600, np.uint8))  # Too large to keep.
+  assert kept == {250: 3}
 
 
 def test_two_leases_never_share_a_buffer():

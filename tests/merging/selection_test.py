@@ -137,8 +137,31 @@ def test_a_host_finds_what_a_stable_sort_finds(values, data):
   rank = data.draw(st.integers(1, len(values)))
   bits = np.array(values, np.uint32)
   order = sorted(range(len(values)), key=lambda at: values[at])
-  value, number = host.kth(bits, np.empty_like(bits), rank)
+  value, number, equal = host.kth(bits, rank)
+  assert equal == np.count_nonzero(bits == value)
   assert value == values[order[rank - 1]]
   assert host.place(bits, value, number) == order[rank - 1] + 1
   assert host.place(bits, value, 0) == 0
   assert host.place(bits, value, len(values) + 1) == host.NOWHERE
+
+
+@pytest.mark.parametrize('kind', ['all', 'few', 'mostly zero', 'in order'])
+def test_a_host_looks_through_many_entries_with_the_same_result(
+  kind, monkeypatch
+):
+  monkeypatch.setattr(host, '_FEW', 8)
+  monkeypatch.setattr(host, '_SAMPLE', 4)  # Which often brackets nothing.
+  rng = np.random.default_rng(0)
+  for size in (9, 50, 1000):
+    values = {
+      'all': rng.integers(0, 2**31 - 1, size),
+      'few': rng.integers(0, 3, size),
+      'mostly zero': rng.integers(1, 2**20, size) * (rng.random(size) < 0.2),
+      'in order': np.arange(size),
+    }[kind].astype(np.uint32)
+    ordered = np.sort(values)
+    for rank in {1, 2, size // 2, size - 1, size}:
+      value = ordered[rank - 1]
+      before = int(np.searchsorted(ordered, value))
+      equal = int(np.count_nonzero(values == value))
+      assert host.kth(values, rank) == (value, rank - before, equal)
