@@ -19,6 +19,7 @@ from merging import transform as transform_lib
 
 PIECE = 1 << 20  # Entries: small enough for caches, large enough to dispatch.
 MAX_BYTES = 1 << 29  # By default, if no leaf needs more.
+_LEAST = 1 << 12  # Entries of the smallest piece, with what fills it up.
 _SMALL = 1 << 16  # Entries from which a host selects faster.
 _LARGE = 1 << 23  # Bytes of a row whose program is asked what it needs.
 
@@ -243,13 +244,24 @@ class Outline:
       if dense and size > min(piece, _SMALL) and selection is not None:
         found.append(Job(place, 0, size, False, selection))
         continue
-      whole = size <= piece or not dense or not self.transform.entrywise(spec)
+      alone = size <= piece and bool(self.transform.observers)
+      whole = alone or not dense or not self.transform.entrywise(spec)
       step = size if whole else piece
       found += [
         Job(place, start, min(step, size - start), whole)
         for start in range(0, size, step)
       ]
     return found
+
+  def padded(self, job: Job, piece: int) -> int:
+    """Entries that the programs of a job get.
+
+    Pieces are filled up with zeros to a few sizes, so that a few programs serve
+    all leaves; but not where statistics are of every entry.
+    """
+    if job.whole or self.transform.observers or job.size >= piece:
+      return job.size
+    return min(piece, max(_LEAST, 1 << (job.size - 1).bit_length()))
 
   def limit(self, jobs: Sequence[Job], allowed: int | None) -> int:
     """Bytes that jobs may hold at once.
@@ -292,7 +304,9 @@ class Outline:
       return held + 8 * piece + self.read_bytes(spec, piece)
     compiled = self.compiled(job)
     if not compiled:
-      return read + job.size * (4 + self.out_type(spec).itemsize)
+      padded = self.padded(job, PIECE)
+      read = self.read_bytes(spec, padded)
+      return read + padded * (4 + self.out_type(spec).itemsize)
     return read + max(map(_bytes_of, compiled))
 
   def compiled(self, job: Job) -> tuple[jax.stages.Compiled, ...]:

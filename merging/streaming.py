@@ -246,7 +246,7 @@ class _Work:
       value = programs.update_leaf(
         update, route, run.dtype, run.program_type(spec), inputs, state
       )
-    flat = np.asarray(value).reshape(-1)
+    flat = np.asarray(value).reshape(-1)[: job.size]
     flat = flat.astype(run.out_type(spec), copy=False)  # float64, without x64.
     if self._finite and not buffers_lib.all_finite(flat):
       raise ValuesError(
@@ -324,7 +324,8 @@ class _Work:
         values_of, route, run.dtype, inputs, run.state, np.int32(model)
       )
       if entries:
-        values[piece.start : piece.start + piece.size] = np.asarray(found)
+        end = piece.start + piece.size
+        values[piece.start : end] = np.asarray(found)[: piece.size]
         found = ()
       return np.asarray(found), np.asarray(rank)
 
@@ -368,13 +369,16 @@ class _Work:
     """Reads the rows of a job, of all experts or of some."""
     run = self._run
     spec = run.floating[job.place]
-    shape = spec.shape if job.whole else (job.size,)
+    size = run.padded(job, self._piece)
+    shape = spec.shape if job.whole else (size,)
 
     def fetch(name, source):
-      buffer = lease.take(job.size, source.specs[spec.path].dtype)
-      source.read(spec.path, job.start, buffer)
-      if check and not buffers_lib.all_finite(buffer):
-        raise ValuesError(_not_finite(repr(name), spec, job, buffer))
+      buffer = lease.take(size, source.specs[spec.path].dtype)
+      values = buffer[: job.size]
+      source.read(spec.path, job.start, values)
+      if check and not buffers_lib.all_finite(values):
+        raise ValuesError(_not_finite(repr(name), spec, job, values))
+      buffer[job.size :] = 0
       return jax.device_put(buffer.reshape(shape))
 
     row = [fetch('base', run.base)]
