@@ -69,12 +69,15 @@ class Job(NamedTuple):
 class Outline:
   """What is known of a merge before a value is read."""
 
-  def __init__(self, transform, base, experts, dtype, out_dtype, extra):
+  def __init__(
+    self, transform, base, experts, dtype, out_dtype, extra, piece=PIECE
+  ):
     checks.check_transform('merge_stream', transform)
     self.models = checks.check_experts(experts)
     self.transform = transform
     self.dtype = jnp.dtype(dtype)
     self.out_dtype = out_dtype
+    self.piece = piece  # Entries, at most.
     self.experts = tuple(experts[name] for name in self.models)
     dense = [each for each in self.experts if not is_adapter(each)]
     if base is None:
@@ -253,15 +256,15 @@ class Outline:
       ]
     return found
 
-  def padded(self, job: Job, piece: int) -> int:
+  def padded(self, job: Job) -> int:
     """Entries that the programs of a job get.
 
     Pieces are filled up with zeros to a few sizes, so that a few programs serve
     all leaves; but not where statistics are of every entry.
     """
-    if job.whole or self.transform.observers or job.size >= piece:
+    if job.whole or self.transform.observers or job.size >= self.piece:
       return job.size
-    return min(piece, max(_LEAST, 1 << (job.size - 1).bit_length()))
+    return min(self.piece, max(_LEAST, 1 << (job.size - 1).bit_length()))
 
   def limit(self, jobs: Sequence[Job], allowed: int | None) -> int:
     """Bytes that jobs may hold at once.
@@ -304,7 +307,7 @@ class Outline:
       return held + 8 * piece + self.read_bytes(spec, piece)
     compiled = self.compiled(job)
     if not compiled:
-      padded = self.padded(job, PIECE)
+      padded = self.padded(job)
       read = self.read_bytes(spec, padded)
       return read + padded * (4 + self.out_type(spec).itemsize)
     return read + max(map(_bytes_of, compiled))

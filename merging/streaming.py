@@ -169,7 +169,9 @@ def merge_stream(
     >>> sink.leaves['w'].tolist()
     [0.5, 0.5, 0.5]
   """
-  run = outline.Outline(transform, base, experts, dtype, out_dtype, extra)
+  run = outline.Outline(
+    transform, base, experts, dtype, out_dtype, extra, piece
+  )
   wanted = set(run.specs if paths is None else paths)
   for path in sorted(wanted - set(run.specs)):
     hint = patterns.suggest(path, run.specs)
@@ -369,7 +371,7 @@ class _Work:
     """Reads the rows of a job, of all experts or of some."""
     run = self._run
     spec = run.floating[job.place]
-    size = run.padded(job, self._piece)
+    size = run.padded(job)
     shape = spec.shape if job.whole else (size,)
 
     def fetch(name, source):
