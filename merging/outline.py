@@ -166,9 +166,10 @@ class Outline:
       * (1 + sweeps * (spec.path in floating))
       for spec in specs
     )
-    read += sum(self.selected_bytes(job) for job in self.jobs(PIECE))
+    jobs = self.jobs(PIECE)
+    read += sum(map(self.selected_bytes, jobs))
     costs: dict[str, int] = {}
-    for job in self.jobs(PIECE):
+    for job in jobs:
       spec = self.floating[job.place]
       if job.selection is not None:
         own = self.cost(job)
