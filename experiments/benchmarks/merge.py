@@ -31,7 +31,13 @@ from third_party.peers import client
 
 _ROOT = Path(__file__).parents[2]
 _OURS, _PEER, _FLOOR = 'arithmerge', 'mergekit', 'floor'
-_QUIET = {'JAX_PLATFORMS': 'cpu', 'HF_HUB_OFFLINE': '1', 'PYTHONWARNINGS': ''}
+_ENVIRONMENT = {
+  'JAX_PLATFORMS': 'cpu',
+  'HF_HUB_OFFLINE': '1',
+  'PYTHONWARNINGS': '',
+  # Nobody's sources are compiled anew in every run.
+  'PYTHONDONTWRITEBYTECODE': '',
+}
 _SHARDS = 100
 _CASE = ('size', 'experts', 'method')
 
@@ -180,7 +186,7 @@ def race(
       try:
         costs[each].append(
           processes.measure(
-            program(path, out, read), folder=_ROOT, environment=_QUIET
+            program(path, out, read), folder=_ROOT, environment=_ENVIRONMENT
           )
         )
       finally:
@@ -360,7 +366,7 @@ def _start(
   }
   for name, command in commands.items():
     costs = [
-      processes.measure(command, folder=_ROOT, environment=_QUIET)
+      processes.measure(command, folder=_ROOT, environment=_ENVIRONMENT)
       for _ in range(repeats)
     ]
     failed = next((cost for cost in costs if cost.status), None)

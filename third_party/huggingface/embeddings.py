@@ -154,12 +154,18 @@ def walk(
 
 def _named(specs: streams.Specs, names: tuple[str, ...]) -> Iterator[str]:
   """Yields matrices outside of layers that have the names, by their order."""
+  matrices = sorted(
+    path
+    for path, spec in specs.items()
+    if len(spec.shape) == 2
+    and _ends(path, names)
+    and not any(part.isdigit() for part in path.split('.'))
+  )
   for name in names:
-    for path in sorted(specs):
-      inside = any(part.isdigit() for part in path.split('.'))
-      if len(specs[path].shape) == 2 and not inside and _ends(path, (name,)):
-        yield path
+    yield from (path for path in matrices if _ends(path, (name,)))
 
 
 def _ends(path: str, names: tuple[str, ...]) -> bool:
-  return any(path == name or path.endswith('.' + name) for name in names)
+  return path.endswith(names) and any(
+    path == name or path.endswith('.' + name) for name in names
+  )
