@@ -8,7 +8,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import functools
 from pathlib import Path
-import shutil
 from typing import Any
 
 import jax
@@ -20,12 +19,11 @@ from arithmetic import training
 from arithmetic import transformer
 from experiments.arithmerge import suite as suite_lib
 from experiments.configs import arithmerge as configs
-from experiments.runtime import checkpoints
 from experiments.runtime import metrics as metrics_lib
 from experiments.runtime import progress as progress_lib
+from experiments.runtime import stages
 
 Params = transformer.Params
-Train = Callable[[training.State, int], tuple[training.State, jax.Array]]
 STAGES = ('base', 'experts', 'joint', 'tangent')
 
 # A step of a linearised model, in steps of the model.
@@ -49,11 +47,7 @@ def costs(config: configs.Config) -> dict[str, float]:
 
 
 class Trainer:
-  """Trains, or restores, the models of a run.
-
-  While a stage trains, `checkpoints/STAGE` holds its latest state; once it is
-  done, `models/STAGE` holds the parameters and the state is removed.
-  """
+  """Trains, or restores, the models of a run (see `stages.Stages`)."""
 
   def __init__(
     self,
@@ -75,9 +69,12 @@ class Trainer:
     """
     self._config = config
     self._suite = suite
-    self._directory = directory
-    self._metrics = metrics
-    self._progress = progress
+    self._stages = stages.Stages(
+      directory=directory,
+      metrics=metrics,
+      progress=progress,
+      every=config.checkpoint_steps,
+    )
 
   def run(self) -> Mapping[str, Params]:
     """Goes through all stages.
@@ -123,47 +120,18 @@ class Trainer:
     steps: int,
   ) -> Params:
     """The parameters of a population at the end of its stage."""
-    unfinished = self._directory / 'checkpoints' / stage
-    finished = self._directory / 'models' / stage
-    with checkpoints.Checkpoints(finished, keep=1) as models:
-      if models.latest() is None:
-        optimizer = _optimizer(settings, steps)
-        begin = jax.vmap(lambda p, k: training.start(p, optimizer, k))
-        state = jax.jit(begin)(params, keys)
-        train = self._program(stage, settings, optimizer)
-        with checkpoints.Checkpoints(unfinished, keep=1) as saved:
-          train = functools.partial(train, params)
-          state = self._continue(stage, state, steps, train, saved)
-        models.save(steps, state.params)
-      else:
-        self._progress.begin(stage, 1.0)
-      shutil.rmtree(unfinished, ignore_errors=True)
-      return models.restore(params).tree
-
-  def _continue(
-    self,
-    stage: str,
-    state: training.State,
-    steps: int,
-    train: Train,
-    saved: checkpoints.Checkpoints,
-  ) -> training.State:
-    """Trains from the latest checkpoint, if there is one, to the end."""
-    done = 0
-    if saved.latest() is not None:
-      done, state, _ = saved.restore(state)
-    self._metrics.rewind(stage, done)
-    self._progress.begin(stage, done / steps)
-    while done < steps:
-      chunk = min(self._config.checkpoint_steps, steps - done)
-      state, losses = train(state, chunk)
-      done += chunk
-      loss = jnp.mean(losses, axis=1).reshape(self._config.seeds, -1)
-      self._metrics.write(stage, done, {'train/loss': loss})
-      if done < steps:
-        saved.save(done, state)
-      self._progress.update(done / steps, f'loss {float(jnp.mean(loss)):.3f}')
-    return state
+    optimizer = _optimizer(settings, steps)
+    begin = jax.vmap(lambda p, k: training.start(p, optimizer, k))
+    return self._stages.run(
+      stage,
+      params,
+      steps,
+      begin=lambda params: jax.jit(begin)(params, keys),
+      train=functools.partial(
+        self._program(stage, settings, optimizer), params
+      ),
+      shape=(self._config.seeds, len(keys) // self._config.seeds),
+    )
 
   def _program(
     self,

@@ -6,7 +6,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from arithmetic import evaluation
 from arithmetic import layouts
@@ -14,7 +13,7 @@ from arithmetic import tasks as task_lib
 from arithmetic import tokenizers
 from arithmetic import transformer
 from experiments.configs import arithmerge as configs
-from experiments.runtime import errors
+from experiments.runtime import problems as problems_lib
 import merging
 
 # Operands take the width of the largest level and are written least significant
@@ -22,9 +21,6 @@ import merging
 LAYOUT = layouts.Layout(
   operand_order='reversed', answer_order='reversed', pad=True
 )
-
-# Draws of 32 times as many problems as a split should have, until they suffice.
-_ATTEMPTS = 20
 
 Lines = tuple[layouts.Batch, jax.Array]
 
@@ -145,7 +141,16 @@ class Suite:
     return jax.tree.map(
       lambda *xs: jnp.stack(xs),
       *(
-        self._held_out(task, split, count, jax.random.fold_in(key, i))
+        self._write(
+          task,
+          problems_lib.held_out(
+            task,
+            split,
+            count,
+            level_weights=self._config.test_level_weights,
+            key=jax.random.fold_in(key, i),
+          ),
+        )
         for i, task in enumerate(self.tasks)
       ),
     )
@@ -206,31 +211,6 @@ class Suite:
       length=self._length,
     )
 
-  def _held_out(
-    self, task: task_lib.Task, split: str, count: int, key: jax.Array
-  ) -> layouts.Batch:
-    """Draws until enough different problems of the split are found."""
-    found = np.zeros((0, 0))
-    columns: list[np.ndarray] = []
-    for attempt in range(_ATTEMPTS):
-      drawn = task.sample(
-        jax.random.fold_in(key, attempt),
-        32 * count,
-        level_weights=self._config.test_level_weights,
-      )
-      inside = np.asarray(task_lib.split_of(drawn, split))
-      columns.append(_as_rows(drawn)[inside])
-      rows = np.concatenate(columns)
-      _, first = np.unique(rows, axis=0, return_index=True)
-      found = rows[np.sort(first)[:count]]
-      if len(found) == count:
-        return self._write(task, _from_rows(found, drawn))
-    raise errors.UsageError(
-      f'the {split} split of {task.name} has about {len(found)} problems at'
-      f' levels weighted {self._config.test_level_weights}; lower {split}_size'
-      f' from {count}, or test a larger level'
-    )
-
 
 def _exact(
   logits: Callable[[jax.Array], jax.Array], problems: layouts.Batch
@@ -242,24 +222,3 @@ def _exact(
     return jnp.mean(right.astype(jnp.float32))
 
   return jax.lax.map(one_task, problems)
-
-
-def _as_rows(operands: Sequence[task_lib.Digits]) -> np.ndarray:
-  """One row of integers a problem."""
-  parts = [np.asarray(x.values) for x in operands]
-  parts += [np.asarray(x.length)[:, None] for x in operands]
-  return np.concatenate(parts, axis=1)
-
-
-def _from_rows(
-  rows: np.ndarray, like: Sequence[task_lib.Digits]
-) -> tuple[task_lib.Digits, ...]:
-  """The inverse of `_as_rows`, for operands as wide as `like`."""
-  operands, start = [], 0
-  lengths = rows[:, -len(like) :]
-  for i, operand in enumerate(like):
-    width = operand.values.shape[-1]
-    values = jnp.asarray(rows[:, start : start + width])
-    operands.append(task_lib.Digits(values, jnp.asarray(lengths[:, i])))
-    start += width
-  return tuple(operands)

@@ -1,0 +1,77 @@
+"""Problems that are scored: different ones, none of which is trained on."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from arithmetic import tasks as task_lib
+from experiments.runtime import errors
+
+# Draws of 32 times as many problems as there should be, until they suffice.
+_ATTEMPTS = 20
+
+
+def held_out(
+  task: task_lib.Task,
+  split: str,
+  count: int,
+  *,
+  level_weights: Sequence[float],
+  key: jax.Array,
+) -> tuple[task_lib.Digits, ...]:
+  """Draws different problems of a split.
+
+  Args:
+    task: The task.
+    split: `train`, `validation` or `test`.
+    count: How many.
+    level_weights: Relative frequency of level 1, 2, ...
+    key: A PRNG key; the same key gives the same problems.
+
+  Returns:
+    Operands, each of shape [count].
+
+  Raises:
+    UsageError: If the split has fewer; it names the setting `{split}_size`.
+  """
+  found = np.zeros((0, 0))
+  columns: list[np.ndarray] = []
+  for attempt in range(_ATTEMPTS):
+    drawn = task.sample(
+      jax.random.fold_in(key, attempt), 32 * count, level_weights=level_weights
+    )
+    inside = np.asarray(task_lib.split_of(drawn, split))
+    columns.append(_as_rows(drawn)[inside])
+    rows = np.concatenate(columns)
+    _, first = np.unique(rows, axis=0, return_index=True)
+    found = rows[np.sort(first)[:count]]
+    if len(found) == count:
+      return _from_rows(found, drawn)
+  raise errors.UsageError(
+    f'the {split} split of {task.name} has about {len(found)} problems at'
+    f' levels weighted {tuple(level_weights)}; lower {split}_size from {count},'
+    ' or take a larger level'
+  )
+
+
+def _as_rows(operands: Sequence[task_lib.Digits]) -> np.ndarray:
+  """One row of integers a problem."""
+  parts = [np.asarray(x.values) for x in operands]
+  parts += [np.asarray(x.length)[:, None] for x in operands]
+  return np.concatenate(parts, axis=1)
+
+
+def _from_rows(
+  rows: np.ndarray, like: Sequence[task_lib.Digits]
+) -> tuple[task_lib.Digits, ...]:
+  """The inverse of `_as_rows`, for operands as wide as `like`."""
+  operands, start = [], 0
+  lengths = rows[:, -len(like) :]
+  for i, operand in enumerate(like):
+    width = operand.values.shape[-1]
+    values = jnp.asarray(rows[:, start : start + width])
+    operands.append(task_lib.Digits(values, jnp.asarray(lengths[:, i])))
+    start += width
+  return tuple(operands)
