@@ -19,7 +19,10 @@ from experiments.runtime import config as config_lib
 from experiments.runtime import errors
 
 # A table is a module of presets and a module that runs one of them.
-TABLES = {'arithmerge': 'Merging experts on exact arithmetic tasks.'}
+TABLES = {
+  'arithmerge': 'Merging experts on exact arithmetic tasks.',
+  'laboratory': 'Any task, layout and decoder, side by side.',
+}
 
 _TABLE = flags.DEFINE_string('table', None, 'Which table to reproduce.')
 _LIST = flags.DEFINE_bool('list', False, 'Show all tables and end.')

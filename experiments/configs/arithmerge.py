@@ -12,22 +12,7 @@ longer problems of every task at once.
 import dataclasses
 from typing import Literal
 
-
-def _at_least(config, **limits: float) -> None:
-  for name, limit in limits.items():
-    if not getattr(config, name) >= limit:
-      raise ValueError(
-        f'{name} is at least {limit}, got {getattr(config, name)}'
-      )
-
-
-def _check_levels(config, name: str) -> None:
-  weights = getattr(config, name)
-  if not weights or not weights[-1] > 0 or not min(weights) >= 0:
-    raise ValueError(
-      f'{name} are not negative and end with the largest level that is drawn,'
-      f' whose weight is positive; got {weights}'
-    )
+from experiments.configs import checks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +34,7 @@ class Model:
   dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self):
-    _at_least(self, layers=1, heads=1, width=2)
+    checks.at_least(self, layers=1, heads=1, width=2)
     if self.width % self.heads:
       raise ValueError(
         f'width {self.width} is not a multiple of heads {self.heads}'
@@ -81,14 +66,14 @@ class Training:
   level_weights: tuple[float, ...]
 
   def __post_init__(self):
-    _at_least(self, steps=1, batch_size=1, warmup=0)
+    checks.at_least(self, steps=1, batch_size=1, warmup=0)
     if not self.learning_rate > 0:
       raise ValueError(f'learning_rate is positive, got {self.learning_rate}')
     if self.warmup >= self.steps:
       raise ValueError(
         f'warmup of {self.warmup} steps leaves none of {self.steps}'
       )
-    _check_levels(self, 'level_weights')
+    checks.level_weights(self, 'level_weights')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,15 +118,8 @@ class Config:
   checkpoint_steps: int = 250
 
   def __post_init__(self):
+    checks.task(self, *self.tasks)
     # Imported here, so that --help does not wait for JAX.
-    from arithmetic import tasks
-
-    unknown = [name for name in self.tasks if name not in tasks.ALL]
-    if unknown:
-      try:
-        tasks.get(unknown[0])
-      except KeyError as error:
-        raise ValueError(f'tasks: {error.args[0]}') from None
     from experiments.arithmerge import methods
 
     try:
@@ -150,18 +128,16 @@ class Config:
       raise ValueError(f'methods: {error.args[0]}') from None
     if len(set(self.tasks)) < len(self.tasks) or len(self.tasks) < 2:
       raise ValueError(f'tasks are two or more different ones: {self.tasks}')
-    _at_least(
+    checks.at_least(
       self,
       seeds=1,
-      seed=0,
       joint_steps=1,
       validation_size=1,
       test_size=1,
       checkpoint_steps=1,
     )
-    if self.seed >= 2**32:
-      raise ValueError(f'seed is below 2^32, got {self.seed}')
-    _check_levels(self, 'test_level_weights')
+    checks.seed(self)
+    checks.level_weights(self, 'test_level_weights')
     if self.base.batch_size % len(self.tasks):
       raise ValueError(
         f'base.batch_size {self.base.batch_size} is not a multiple of the'

@@ -163,6 +163,7 @@ def curves(
   levels: Mapping[str, float] | None = None,
   limits: tuple[float, float] | None = None,
   log_x: bool = False,
+  shaded: Mapping[str, tuple[float, float]] | None = None,
 ) -> 'Figure':
   """Draws means over seeds as lines, and ± one standard deviation as bands.
 
@@ -174,6 +175,7 @@ def curves(
     levels: Values of y to compare with, drawn as named horizontal lines.
     limits: The ends of the y axis; the data's by default.
     log_x: Whether x is on a logarithmic scale.
+    shaded: Named ranges of x, drawn behind the lines.
 
   Returns:
     A figure with a legend beside the axes.
@@ -207,6 +209,16 @@ def curves(
         axes.fill_between(
           x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0
         )
+    for name, (low, high) in (shaded or {}).items():
+      axes.axvspan(low, high, color='#5b6773', alpha=0.08, linewidth=0)
+      axes.annotate(
+        name,
+        (low, 1.0),
+        xycoords=('data', 'axes fraction'),
+        xytext=(3, 2),
+        textcoords='offset points',
+        color='#5b6773',
+      )
     for name, level in levels.items():
       axes.axhline(level, color='#5b6773', linewidth=1.0, dashes=(1, 2))
       axes.annotate(
@@ -220,6 +232,9 @@ def curves(
       )
     axes.set(title=title, xlabel=x_label, ylabel=y_label, ylim=limits)
     axes.margins(x=0.01)
+    points = np.concatenate([np.ravel(x) for x, _ in series.values()])
+    if not log_x and np.array_equal(points, np.round(points)):
+      axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     if len(series) > 1:
       figure.legend(loc='outside right center', handlelength=2.2)
   return figure

@@ -20,6 +20,7 @@ def held_out(
   *,
   level_weights: Sequence[float],
   key: jax.Array,
+  least: int | None = None,
 ) -> tuple[task_lib.Digits, ...]:
   """Draws different problems of a split.
 
@@ -29,14 +30,14 @@ def held_out(
     count: How many.
     level_weights: Relative frequency of level 1, 2, ...
     key: A PRNG key; the same key gives the same problems.
+    least: How few will do, where the split has no more; `count` by default.
 
   Returns:
-    Operands, each of shape [count].
+    Operands, each of shape [count], or less.
 
   Raises:
     UsageError: If the split has fewer; it names the setting `{split}_size`.
   """
-  found = np.zeros((0, 0))
   columns: list[np.ndarray] = []
   for attempt in range(_ATTEMPTS):
     drawn = task.sample(
@@ -48,7 +49,9 @@ def held_out(
     _, first = np.unique(rows, axis=0, return_index=True)
     found = rows[np.sort(first)[:count]]
     if len(found) == count:
-      return _from_rows(found, drawn)
+      break
+  if len(found) >= (count if least is None else least):
+    return _from_rows(found, drawn)
   raise errors.UsageError(
     f'the {split} split of {task.name} has about {len(found)} problems at'
     f' levels weighted {tuple(level_weights)}; lower {split}_size from {count},'

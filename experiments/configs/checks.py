@@ -1,0 +1,42 @@
+"""What settings of several tables have to satisfy."""
+
+from typing import Any
+
+
+def at_least(config: Any, **limits: float) -> None:
+  """Raises `ValueError` for a field below its limit."""
+  for name, limit in limits.items():
+    if not getattr(config, name) >= limit:
+      raise ValueError(
+        f'{name} is at least {limit}, got {getattr(config, name)}'
+      )
+
+
+def level_weights(config: Any, name: str) -> None:
+  """Raises `ValueError` for weights that no level can be drawn by."""
+  weights = getattr(config, name)
+  if not weights or not weights[-1] > 0 or not min(weights) >= 0:
+    raise ValueError(
+      f'{name} are not negative and end with the largest level that is drawn,'
+      f' whose weight is positive; got {weights}'
+    )
+
+
+def seed(config: Any) -> None:
+  """Raises `ValueError` for a `seed` that JAX does not take."""
+  at_least(config, seed=0)
+  if config.seed >= 2**32:
+    raise ValueError(f'seed is below 2^32, got {config.seed}')
+
+
+def task(config: Any, *names: str) -> None:
+  """Raises `ValueError` for a task that there is not."""
+  # Imported here, so that --help does not wait for JAX.
+  from arithmetic import tasks
+
+  (field,) = {'task', 'tasks'} & set(vars(config))
+  for name in names:
+    try:
+      tasks.get(name)
+    except KeyError as error:
+      raise ValueError(f'{field}: {error.args[0]}') from None

@@ -1,0 +1,170 @@
+"""What one variant is trained on and scored on."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from arithmetic import evaluation
+from arithmetic import layouts
+from arithmetic import tasks as task_lib
+from arithmetic import tokenizers
+from arithmetic import transformer
+from experiments.configs import laboratory as configs
+from experiments.runtime import problems as problems_lib
+
+Operands = tuple[task_lib.Digits, ...]
+
+
+class Scores(NamedTuple):
+  """What is counted on the problems of each level.
+
+  Attributes:
+    exact: Share of answers that are right as a whole, `f32[levels]`.
+    tokens: Share of right tokens of answers, given those before them,
+      `f32[levels]`.
+  """
+
+  exact: jax.Array
+  tokens: jax.Array
+
+
+class Problems:
+  """The task of a variant, as its decoder sees it.
+
+  Attributes:
+    model: The decoder's shape.
+    sizes: How many problems of each level are scored: `test_size`, or as many
+      as the test split has of a small one.
+    test: What is scored, `[levels, test_size]`; the same for every seed and for
+      every variant with the same task. Beyond its size a level repeats.
+  """
+
+  def __init__(self, config: configs.Config):
+    """Draws what is scored.
+
+    Raises:
+      UsageError: A level has too few problems.
+    """
+    self._config = config
+    self._task = task_lib.get(config.task)
+    self._tokenizer = tokenizers.DigitTokenizer(self._task.symbol)
+    self._length = config.layout.length(self._task, config.level)
+    self.model = transformer.Config(
+      vocabulary_size=self._tokenizer.vocabulary_size,
+      max_length=self._length,
+      layers=config.model.layers,
+      heads=config.model.heads,
+      width=config.model.width,
+      positions=config.model.positions,
+      dtype=config.model.dtype,
+    )
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    levels = [self._held_out(level, key) for level in config.levels]
+    self.sizes = tuple(len(each[0].length) for each in levels)
+    place = np.arange(config.test_size)
+    self._counted = jnp.asarray(place < np.array(self.sizes)[:, None])
+    self.test = jax.tree.map(
+      lambda *xs: jnp.stack(xs),
+      *(self._write(_filled(each, config.test_size)) for each in levels),
+    )
+
+  @property
+  def cost(self) -> float:
+    """What training takes, in some unit, for the time that is left."""
+    settings, model = self._config.training, self.model
+    tokens = settings.steps * settings.batch_size * self._length
+    return float(tokens * model.layers * model.width**2)
+
+  def examples(self, key: jax.Array) -> Operands | None:
+    """Draws the problems that there are to train on; None if always new ones.
+
+    Of `2 * examples` problems the first that are for training are kept: seven
+    of eight are.
+    """
+    count = self._config.training.examples
+    if not count:
+      return None
+    drawn = self._sample(key, 2 * count)
+    order = jnp.argsort(~task_lib.split_of(drawn, 'train'), stable=True)[:count]
+    return jax.tree.map(lambda x: x[order], drawn)
+
+  def draw(
+    self, key: jax.Array, examples: Operands | None
+  ) -> tuple[layouts.Batch, jax.Array]:
+    """A batch, and which of its lines may be trained on: `bool[batch]`."""
+    count = self._config.training.batch_size
+    if examples is None:
+      operands = self._sample(key, count)
+    else:
+      total = examples[0].length.shape[0]
+      chosen = jax.random.randint(key, (count,), 0, total)
+      operands = jax.tree.map(lambda x: x[chosen], examples)
+    return self._write(operands), task_lib.split_of(operands, 'train')
+
+  def loss(
+    self,
+    params: transformer.Params,
+    lines: tuple[layouts.Batch, jax.Array],
+  ) -> jax.Array:
+    """Cross-entropy of the answers, in nats a token."""
+    batch, for_training = lines
+    logits = self._logits(params, batch.tokens)
+    return evaluation.answer_loss(logits, batch, for_training)
+
+  def scores(self, params: transformer.Params) -> Scores:
+    """Scores a model on all levels."""
+
+    def one_level(
+      level: tuple[layouts.Batch, jax.Array],
+    ) -> Scores:
+      batch, counted = level
+      logits = self._logits(params, batch.tokens)
+      exact = evaluation.exact_match(logits, batch)
+      right = jnp.argmax(logits, axis=-1) == batch.tokens[:, 1:]
+      answers = batch.answer[:, 1:] & counted[:, None]
+      return Scores(_share(exact, counted), _share(right, answers))
+
+    return jax.lax.map(one_level, (self.test, self._counted))
+
+  def line(self) -> str:
+    """The first problem of the largest level, as it is written."""
+    tokens = self.test.tokens[-1, 0]
+    return self._tokenizer.decode(tokens).rstrip()
+
+  def _logits(self, params, tokens):
+    return transformer.apply(params, tokens[:, :-1], config=self.model)
+
+  def _sample(self, key, count):
+    return self._task.sample(
+      key, count, level_weights=self._config.training.level_weights
+    )
+
+  def _write(self, operands):
+    return self._config.layout.write(
+      self._task,
+      operands,
+      tokenizer=self._tokenizer,
+      level=self._config.level,
+      length=self._length,
+    )
+
+  def _held_out(self, level, key):
+    return problems_lib.held_out(
+      self._task,
+      'test',
+      self._config.test_size,
+      level_weights=(0,) * (level - 1) + (1,),
+      key=jax.random.fold_in(key, level),
+      least=1,
+    )
+
+
+def _filled(operands: Operands, count: int) -> Operands:
+  """The same problems again and again, until there are so many."""
+  return jax.tree.map(lambda x: jnp.resize(x, (count, *x.shape[1:])), operands)
+
+
+def _share(which: jax.Array, of: jax.Array) -> jax.Array:
+  return jnp.mean(which.astype(jnp.float32), where=of)

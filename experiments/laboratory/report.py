@@ -1,0 +1,243 @@
+"""What a person sees of a run: table, figures, page."""
+
+from collections.abc import Mapping
+from pathlib import Path
+import shlex
+from typing import Any
+
+import numpy as np
+
+from experiments.configs import laboratory as configs
+from experiments.laboratory import results as results_lib
+from experiments.laboratory import studies
+from experiments.runtime import files
+from experiments.runtime import plots
+from experiments.runtime import report as report_lib
+from experiments.runtime import tables
+
+_CURVES = 14  # In one figure; more cannot be told apart.
+
+
+def write(
+  results: results_lib.Results,
+  study: studies.Study,
+  *,
+  directory: Path,
+  starts: Any,
+) -> tables.Table:
+  """Writes `table.md`, `table.csv`, the figures and `report.html`.
+
+  Args:
+    results: What came out.
+    study: What the run is about.
+    directory: Where the files go.
+    starts: The environments of the run's starts, the last one last.
+
+  Returns:
+    The table, for the console.
+  """
+  table = build_table(results, study)
+  files.write(directory / 'table.md', table.to_markdown())
+  files.write(directory / 'table.csv', table.to_csv())
+  figures = draw_figures(results)
+  page = report_lib.Report(study.title, lead=study.lead)
+  page.add_section('What came out')
+  page.add_list(list(study.findings(results)))
+  page.add_section('The table')
+  page.add_table(table)
+  for name, (heading, png, caption) in figures.items():
+    files.write(directory / name, png)
+    page.add_section(heading)
+    page.add_figure(png, caption)
+  page.add_section('What the models read')
+  page.add_text(
+    'The first problem of the largest level, as each row writes it:'
+  )
+  page.add_code('\n'.join(_lines(results)))
+  if study.reading:
+    page.add_section('How to read it')
+    page.add_text(study.reading)
+  page.add_section('How it was run')
+  page.add_facts(_details(results, starts))
+  page.save(directory / 'report.html')
+  return table
+
+
+def build_table(
+  results: results_lib.Results, study: studies.Study
+) -> tables.Table:
+  """A row for each variant, a column for each level."""
+  config = results.config
+  columns = [
+    tables.Column(name=f'level {level}', label=results.sized(level))
+    for level in config.levels
+  ]
+  if len(config.levels) > 1:
+    columns.append(tables.Column(name='mean'))
+  columns.append(tables.Column(name='tokens', label='right tokens'))
+  if study.published is not None:
+    columns.append(tables.Column(name='published', best=None))
+  table = tables.Table(
+    study.title,
+    columns,
+    caption=_caption(results),
+    notes=[study.published.source] if study.published else [],
+  )
+  groups: dict[str, tables.Group] = {}
+  for row in results.rows:
+    first, *rest = row.variant.labels or (row.name,)
+    heading = first if rest else 'exact answers'
+    if heading not in groups:
+      groups[heading] = table.add_group(heading, ranked=len(results.rows) > 1)
+    cells: dict[str, Any] = {
+      f'level {level}': row.exact[:, i] for i, level in enumerate(config.levels)
+    }
+    if len(config.levels) > 1:
+      cells['mean'] = row.exact.mean(axis=1)
+    cells['tokens'] = row.tokens.mean(axis=1)
+    if study.published is not None:
+      cells['published'] = study.published.values.get(row.name)
+    table.add_row(groups[heading], ', '.join(rest) or first, cells)
+  return table
+
+
+def draw_figures(
+  results: results_lib.Results,
+) -> Mapping[str, tuple[str, bytes, str]]:
+  """Heading, PNG and caption of each figure, by file name."""
+  figures = {}
+  config, rows = results.config, results.rows
+  few = len(rows) <= _CURVES
+  spread = f'Mean and standard deviation over {_seeds(config)}.'
+  for axis in configs.axes(config):
+    if axis.numbers and len(axis.labels) > 1:
+      figures['examples.png'] = (
+        f'How far it takes: {axis.name}',
+        plots.to_png(_draw_axis(results, axis)),
+        f'Exact answers, a mean over levels, against {axis.name}. {spread}',
+      )
+  if len(config.levels) > 2 and few:
+    figures['levels.png'] = (
+      'By the size of the problems',
+      plots.to_png(_draw_levels(results)),
+      f'Exact answers by the size of the problems. {spread}',
+    )
+  if len(config.levels) > 1 and len(rows) > 1:
+    heatmap = plots.heatmap(
+      np.stack([row.exact.mean(axis=0) for row in rows]),
+      [row.name for row in rows],
+      [str(level) for level in config.levels],
+      label='exact answers, %',
+    )
+    figures['heatmap.png'] = (
+      'Every row on every level',
+      plots.to_png(heatmap),
+      f'Exact answers in percent, mean over {_seeds(config)}.',
+    )
+  if few and all(len(row.steps) > 1 for row in rows):
+    losses = plots.curves(
+      {row.name: (row.steps, row.losses) for row in rows},
+      x_label='steps',
+      y_label='training loss, nats a token',
+    )
+    figures['losses.png'] = (
+      'How they learned',
+      plots.to_png(losses),
+      f'Cross-entropy of the answers while training. {spread}',
+    )
+  return figures
+
+
+def _draw_axis(results, axis):
+  """Exact answers against a number that differs, a line for all else."""
+  lines: dict[str, dict[float, np.ndarray]] = {}
+  for row in results.rows:
+    labels = list(row.variant.labels)
+    number = next(x for x in labels if x in axis.labels)
+    labels.remove(number)
+    line = lines.setdefault(', '.join(labels) or results.config.task, {})
+    line[float(number)] = 100 * row.exact.mean(axis=1)
+  numbers = sorted(map(float, axis.labels))
+  return plots.curves(
+    {
+      name: (sorted(line), np.stack([line[x] for x in sorted(line)], axis=1))
+      for name, line in lines.items()
+    },
+    x_label=axis.name,
+    y_label='exact answers, %',
+    limits=(-2, 102),
+    log_x=numbers[0] > 0 and numbers[-1] / numbers[0] > 4,
+  )
+
+
+def _draw_levels(results):
+  """Exact answers against the level, with the levels that were trained on."""
+  config = results.config
+  trained = {
+    tuple(
+      i + 1
+      for i, x in enumerate(row.variant.config.training.level_weights)
+      if x
+    )
+    for row in results.rows
+  }
+  shaded = {}
+  if len(trained) == 1:
+    (levels,) = trained
+    shaded['trained on'] = (min(levels) - 0.4, max(levels) + 0.4)
+  return plots.curves(
+    {row.name: (config.levels, 100 * row.exact) for row in results.rows},
+    x_label='digits',
+    y_label='exact answers, %',
+    limits=(-2, 102),
+    shaded=shaded,
+  )
+
+
+def _caption(results):
+  sizes = sorted(set(results.rows[0].sizes))
+  counts = str(sizes[-1]) if len(sizes) == 1 else f'{sizes[0]} to {sizes[-1]}'
+  return (
+    f'Accuracy in percent: whole answers that are exactly right, on {counts}'
+    ' problems of each size from the test split, none of which was trained on.'
+    ' Right tokens: of answers, given the tokens before. All rows and seeds are'
+    ' scored on the same problems.'
+  )
+
+
+def _lines(results):
+  width = max(len(row.name) for row in results.rows)
+  return [f'{row.name:<{width}}  {row.line}' for row in results.rows]
+
+
+def _details(results: results_lib.Results, starts: Any) -> Mapping[str, str]:
+  config, now = results.config, starts[-1]
+  training = config.training
+  return {
+    'command': shlex.join(
+      ['python', '-m', 'experiments.reproduce', *now['argv'][1:]]
+    ),
+    'task': config.task,
+    'varied': '; '.join(config.vary) or 'nothing',
+    'seeds': f'{config.seeds}, all from seed={config.seed}',
+    'training': (
+      f'{training.steps} steps of {training.batch_size} problems, learning rate'
+      f' {training.learning_rate:g}, '
+      + (
+        f'{training.examples} problems in all'
+        if training.examples
+        else 'new problems in every step'
+      )
+      + '; where rows differ, as they say'
+    ),
+    'devices': ', '.join(map(str, now['devices'])),
+    'versions': ', '.join(f'{k} {v}' for k, v in now['packages'].items()),
+    'files': (
+      'config.json, environment.json, metrics.jsonl, table.csv, table.md,'
+      ' models/'
+    ),
+  }
+
+
+def _seeds(config):
+  return '1 seed' if config.seeds == 1 else f'{config.seeds} seeds'

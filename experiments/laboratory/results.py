@@ -1,0 +1,91 @@
+"""What came out of a run of the laboratory."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.configs import laboratory as configs
+
+
+class Result(NamedTuple):
+  """What came out of one variant.
+
+  Attributes:
+    variant: Which.
+    sizes: How many problems of each level were scored.
+    line: One of them, as it is written.
+    exact: Share of answers right as a whole, `f64[seeds, levels]`.
+    tokens: Share of right tokens, given those before, `f64[seeds, levels]`.
+    steps: When losses were taken, `i64[times]`.
+    losses: The training loss, a mean since the time before,
+      `f64[seeds, times]`.
+  """
+
+  variant: configs.Variant
+  sizes: tuple[int, ...]
+  line: str
+  exact: np.ndarray
+  tokens: np.ndarray
+  steps: np.ndarray
+  losses: np.ndarray
+
+  @property
+  def name(self) -> str:
+    """What the variant is called."""
+    return self.variant.name
+
+
+class Results(NamedTuple):
+  """What came out of all variants.
+
+  Attributes:
+    config: The run.
+    rows: One for each variant, in the order of the axes.
+  """
+
+  config: configs.Config
+  rows: tuple[Result, ...]
+
+  def sized(self, level: int) -> str:
+    """Says how large the problems of a level are."""
+    return f'{level} digit' if level == 1 else f'{level} digits'
+
+  def named(self, *labels: str) -> Result | None:
+    """The row with these labels, wherever they stand; `None` if it did not run.
+
+    Args:
+      *labels: Some of a variant's labels; no two variants have all of them.
+    """
+    found = [row for row in self.rows if set(labels) <= set(row.variant.labels)]
+    return found[0] if len(found) == 1 else None
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> str:
+  """Says by how many points `a` is ahead of `b`, seed by seed.
+
+  Args:
+    a: Shares, `f64[seeds]`.
+    b: The same of other models that began with the same numbers.
+
+  Examples:
+    >>> difference(np.array([0.9, 0.8]), np.array([0.5, 0.6]))
+    '+30.0 ± 14.1 points, ahead in 2 of 2 seeds'
+  """
+  gain = 100 * (a - b)
+  if len(gain) == 1:
+    return f'{gain[0]:+.1f} points, with one seed'
+  return (
+    f'{gain.mean():+.1f} ± {gain.std(ddof=1):.1f} points, ahead in'
+    f' {int((gain > 0).sum())} of {len(gain)} seeds'
+  )
+
+
+def percent(values: np.ndarray) -> str:
+  """Says a share, with its spread over seeds.
+
+  Examples:
+    >>> percent(np.array([0.5, 0.7])), percent(np.array([0.5]))
+    ('60.0 ± 14.1 %', '50.0 %')
+  """
+  spread = f' ± {100 * values.std(ddof=1):.1f}' if len(values) > 1 else ''
+  return f'{100 * values.mean():.1f}{spread} %'

@@ -1,0 +1,186 @@
+"""One run of the laboratory, from training to the page."""
+
+import functools
+import os
+
+import jax
+import numpy as np
+import optax
+
+from arithmetic import population
+from arithmetic import training
+from arithmetic import transformer
+from experiments.configs import laboratory as configs
+from experiments.laboratory import problems as problems_lib
+from experiments.laboratory import report
+from experiments.laboratory import results as results_lib
+from experiments.laboratory import studies
+from experiments.runtime import config as config_lib
+from experiments.runtime import metrics as metrics_lib
+from experiments.runtime import progress as progress_lib
+from experiments.runtime import stages as stages_lib
+from experiments.runtime import tables
+from experiments.runtime import workdir as workdir_lib
+
+_SCORES = 'scores'
+
+
+def run(
+  config: configs.Config,
+  directory: str | os.PathLike[str],
+  study: studies.Study = studies.ANY,
+) -> tables.Table:
+  """Trains and scores every variant; continues what an earlier run left.
+
+  Args:
+    config: The run.
+    directory: Where everything it leaves lies.
+    study: What the run is about.
+
+  Returns:
+    The table.
+
+  Raises:
+    UsageError: If the directory holds something else, or a variant is wrong.
+  """
+  # Ints where the settings say floats would make another run of the same one.
+  config = config_lib.from_dict(type(config), config_lib.to_dict(config))
+  variants = configs.variants(config)
+  # Before anything is written: all that there is to be wrong with a variant.
+  problems = [problems_lib.Problems(each.config) for each in variants]
+  names = [f'{i + 1:02}-{each.slug}' for i, each in enumerate(variants)]
+  costs = {
+    name: problem.cost for name, problem in zip(names, problems, strict=True)
+  }
+  with workdir_lib.open_workdir(directory, config) as workdir:
+    progress = progress_lib.Progress(costs)
+    for change in workdir.changes():
+      progress.message(
+        f'warning: what this run left before was made otherwise: {change}'
+      )
+    metrics = metrics_lib.JsonlWriter(workdir.path / 'metrics.jsonl')
+    for place, (name, variant, problem) in enumerate(
+      zip(names, variants, problems, strict=True)
+    ):
+      if any(each['step'] == place for each in metrics.records(_SCORES)):
+        progress.begin(name, 1.0)
+        continue
+      stages = stages_lib.Stages(
+        directory=workdir.path,
+        metrics=metrics,
+        progress=progress,
+        every=config.checkpoint_steps,
+      )
+      params = _train(name, variant.config, problem, stages)
+      members = population.population(problem.scores, config.population)
+      scores = jax.jit(members)(params)
+      metrics.write(
+        _SCORES,
+        place,
+        {f'test/{name}': value for name, value in scores._asdict().items()},
+      )
+    progress.close()
+    results = results_lib.Results(
+      config,
+      tuple(
+        results_lib.Result(
+          variant,
+          problem.sizes,
+          problem.line(),
+          **_scores_of(metrics, place),
+          **_losses_of(metrics, name),
+        )
+        for place, (name, variant, problem) in enumerate(
+          zip(names, variants, problems, strict=True)
+        )
+      ),
+    )
+    return report.write(
+      results, study, directory=workdir.path, starts=workdir.starts
+    )
+
+
+def _train(
+  stage: str,
+  config: configs.Config,
+  problems: problems_lib.Problems,
+  stages: stages_lib.Stages,
+) -> transformer.Params:
+  """The parameters of all seeds of a variant: with a leading axis of seeds.
+
+  Seeds begin with the same numbers in every variant, so that rows are paired.
+  """
+  root = jax.random.fold_in(jax.random.key(config.seed), 1)
+  keys = jax.random.split(root, config.seeds)
+  settings = config.training
+  optimizer = _optimizer(settings)
+
+  @jax.jit
+  def initial(keys):
+    return jax.vmap(
+      lambda key: transformer.init(jax.random.fold_in(key, 0), problems.model)
+    )(keys)
+
+  @jax.jit
+  def begin(params, keys):
+    return jax.vmap(
+      lambda p, key: training.start(p, optimizer, jax.random.fold_in(key, 1))
+    )(params, keys)
+
+  @jax.jit
+  def examples(keys):
+    return jax.vmap(lambda key: problems.examples(jax.random.fold_in(key, 2)))(
+      keys
+    )
+
+  @functools.partial(jax.jit, static_argnums=2)
+  def train(examples, state, steps):
+    def one(examples, state):
+      return training.train(
+        state,
+        steps,
+        loss_fn=problems.loss,
+        draw=lambda key: problems.draw(key, examples),
+        optimizer=optimizer,
+      )
+
+    return population.population(one, config.population)(examples, state)
+
+  return stages.run(
+    stage,
+    initial(keys),
+    settings.steps,
+    begin=lambda params: begin(params, keys),
+    train=functools.partial(train, examples(keys)),
+    shape=(config.seeds,),
+  )
+
+
+def _optimizer(settings: configs.Training) -> optax.GradientTransformation:
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0 if settings.warmup else settings.learning_rate,
+    settings.learning_rate,
+    settings.warmup,
+    settings.steps,
+    settings.learning_rate / 10,
+  )
+  return optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(schedule, b2=0.98, weight_decay=settings.weight_decay),
+  )
+
+
+def _scores_of(metrics, place):
+  (record,) = (x for x in metrics.records(_SCORES) if x['step'] == place)
+  return {
+    name: np.asarray(record[f'test/{name}'])
+    for name in problems_lib.Scores._fields
+  }
+
+
+def _losses_of(metrics, stage):
+  records = metrics.records(stage)
+  return {
+    'steps': np.asarray([each['step'] for each in records]),
+    'losses': np.asarray([each['train/loss'] for each in records]).T,
+  }

@@ -1,0 +1,180 @@
+"""The laboratory: rows as they are named, problems that never meet, resumed."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from arithmetic import tasks
+from experiments.configs import laboratory as configs
+from experiments.laboratory import problems as problems_lib
+from experiments.laboratory import results as results_lib
+from experiments.laboratory import run as run_lib
+from experiments.runtime import errors
+
+SMALL = configs.Config(
+  vary=('layout.answer_order=plain|reversed',),
+  model=configs.Model(layers=1, heads=2, width=16),
+  training=configs.Training(
+    steps=4, warmup=1, batch_size=16, examples=40, level_weights=(1, 1)
+  ),
+  levels=(1, 2, 3),
+  test_size=8,
+  seeds=2,
+  checkpoint_steps=2,
+)
+
+
+def test_rows_are_all_combinations_in_the_order_of_the_axes():
+  config = dataclasses.replace(
+    SMALL,
+    vary=(
+      'layout.answer_order=plain|reversed',
+      'small: model.width=16 model.heads=1 | wide: model.width=32',
+    ),
+  )
+  rows = configs.variants(config)
+  assert [row.name for row in rows] == [
+    'plain, small',
+    'plain, wide',
+    'reversed, small',
+    'reversed, wide',
+  ]
+  assert [(row.config.model.width, row.config.model.heads) for row in rows] == [
+    (16, 1),
+    (32, 2),
+  ] * 2
+  assert rows[0].slug == 'plain-small'
+  assert all(row.config.vary == () for row in rows)
+
+
+@pytest.mark.parametrize(
+  ('axis', 'match'),
+  [
+    ('layout.answer_order', 'setting=value'),
+    ('layout.answr_order=plain|reversed', "did you mean 'layout.answer_order'"),
+    ('layout.answer_order=plain|backwards', 'one of plain, reversed'),
+    ('a: model.width=16 | model.width=32', 'name: setting=value'),
+    ('training.steps=4|4', "two rows are called '4'"),
+    ('seeds=1|2', 'seeds is one for all rows'),
+    ('a: model.width=15 | b: model.width=16', 'not a multiple of heads'),
+  ],
+)
+def test_a_wrong_axis_is_named(axis, match):
+  with pytest.raises(errors.UsageError, match=match):
+    configs.variants(dataclasses.replace(SMALL, vary=(axis,)))
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'task': 'adition'},
+    {'levels': ()},
+    {'levels': (2, 1)},
+    {'levels': (0, 1)},
+    {'seeds': 0},
+    {'seed': 2**32},
+  ],
+)
+def test_a_wrong_setting_is_refused(changes):
+  with pytest.raises(ValueError, match=next(iter(changes))):
+    dataclasses.replace(SMALL, **changes)
+
+
+def test_nothing_that_is_scored_is_trained_on():
+  problems = problems_lib.Problems(SMALL)
+  scored = {_line(x) for level in problems.test.tokens for x in level}
+  examples = problems.examples(jax.random.key(3))
+  assert examples is not None
+  assert tasks.split_of(examples, 'train').all()
+  assert examples[0].length.shape == (40,)
+  draw = jax.jit(problems.draw)
+  drawn = set()
+  for i in range(20):
+    for source in (examples, None):
+      batch, trained = draw(jax.random.key(i), source)
+      drawn |= {_line(x) for x in np.asarray(batch.tokens)[np.asarray(trained)]}
+  assert drawn
+  assert not scored & drawn
+
+
+def test_few_examples_are_all_that_is_seen():
+  problems = problems_lib.Problems(SMALL)
+  examples = problems.examples(jax.random.key(3))
+  known = set(zip(*map(tasks.to_strings, examples or ()), strict=True))
+  seen = set()
+  draw = jax.jit(problems.draw)
+  for i in range(20):
+    batch, _ = draw(jax.random.key(i), examples)
+    seen |= {_line(x) for x in np.asarray(batch.tokens)}
+  assert len(seen) == len(known)
+
+
+def test_small_levels_count_every_problem_once():
+  problems = problems_lib.Problems(SMALL)
+  size = problems.sizes[0]
+  assert 0 < size < SMALL.test_size
+  assert problems.sizes[1:] == (8, 8)
+  first = [_line(x) for x in np.asarray(problems.test.tokens[0])]
+  assert len(set(first)) == size
+  assert set(first[size:]) <= set(first[:size])
+
+
+def test_rows_are_scored_on_the_same_problems():
+  rows = [
+    problems_lib.Problems(row.config).line() for row in configs.variants(SMALL)
+  ]
+  plain, turned = (row.removesuffix('$').split('=') for row in rows)
+  assert plain[0] == turned[0]
+  assert plain[1] == turned[1][::-1]
+
+
+@jax.numpy_dtype_promotion('standard')  # Schedules of optax count in floats.
+def test_a_run_leaves_everything_and_is_not_made_twice(tmp_path):
+  config = dataclasses.replace(SMALL, vary=('training.examples=20|40',))
+  table = run_lib.run(config, tmp_path / 'run')
+  names = {path.name for path in (tmp_path / 'run').iterdir()}
+  assert names >= {
+    *('config.json', 'metrics.jsonl', 'models', 'table.md', 'table.csv'),
+    *('levels.png', 'examples.png', 'losses.png', 'report.html'),
+  }
+  lines = (tmp_path / 'run/metrics.jsonl').read_text()
+  records = [json.loads(line) for line in lines.splitlines()]
+  scores = [each for each in records if each['stage'] == 'scores']
+  assert np.shape([each['test/exact'] for each in scores]) == (2, 2, 3)
+  assert [each['step'] for each in records if each['stage'] == '01-20'] == [
+    2,
+    4,
+  ]
+  again = run_lib.run(config, tmp_path / 'run')
+  assert again.to_csv() == table.to_csv()
+  assert (tmp_path / 'run/metrics.jsonl').read_text() == lines
+
+
+def test_scores_are_shares_of_right_answers():
+  class Knowing(problems_lib.Problems):
+    """Knows every other test problem, and ends all others at once."""
+
+    def _logits(self, params, tokens):
+      right = tokens[:, 1:]
+      known = jnp.arange(tokens.shape[0]) % 2 == 0  # The first of two.
+      return jax.nn.one_hot(jnp.where(known[:, None], right, 0), 14) * 9.0
+
+  knowing = Knowing(SMALL)
+  exact = np.asarray(knowing.scores({}).exact)
+  share = [np.mean(np.arange(size) % 2 == 0) for size in knowing.sizes]
+  np.testing.assert_allclose(exact, share)
+
+
+def test_differences_are_taken_seed_by_seed():
+  a, b = np.array([0.9, 0.8, 0.1]), np.array([0.5, 0.6, 0.2])
+  said = results_lib.difference(a, b)
+  assert said.startswith('+16.7 ±')
+  assert said.endswith('ahead in 2 of 3 seeds')
+
+
+def _line(tokens):
+  return tuple(int(x) for x in tokens)
