@@ -14,6 +14,7 @@ from numerics.formats import float8_e5m2fnuz
 from numerics.formats import float16
 from numerics.formats import Format
 from numerics.formats import tfloat32
+from numerics.interpreter import transform
 from numerics.rounding import round_to
 from numerics.rounding import ulp
 from numerics.scaling import absmax_scale
@@ -37,5 +38,6 @@ __all__ = [
   'float16',
   'round_to',
   'tfloat32',
+  'transform',
   'ulp',
 ]
