@@ -1,5 +1,6 @@
 """Function transformations and formats for low-precision arithmetic."""
 
+from numerics.emulation import emulate
 from numerics.formats import bfloat16
 from numerics.formats import float4_e2m1fn
 from numerics.formats import float6_e2m3fn
@@ -15,15 +16,24 @@ from numerics.formats import float16
 from numerics.formats import Format
 from numerics.formats import tfloat32
 from numerics.interpreter import transform
+from numerics.policies import Override
+from numerics.policies import Policy
+from numerics.policies import Precision
 from numerics.rounding import round_to
 from numerics.rounding import ulp
 from numerics.scaling import absmax_scale
 from numerics.scaling import fake_quantize
+from numerics.sums import Accumulator
 
 __all__ = [
+  'Accumulator',
   'Format',
+  'Override',
+  'Policy',
+  'Precision',
   'absmax_scale',
   'bfloat16',
+  'emulate',
   'fake_quantize',
   'float4_e2m1fn',
   'float6_e2m3fn',

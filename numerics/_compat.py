@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
 import functools
+import inspect
 import os
 from typing import Any
 
@@ -21,6 +22,7 @@ Literal = core.Literal
 Var = core.Var
 
 _JAX = os.path.dirname(jax.__file__)
+_RANDOM = inspect.unwrap(jax.random.normal).__code__.co_filename
 
 
 def opened(program: Any) -> tuple[Any, Sequence[Any]]:
@@ -74,6 +76,15 @@ def source(equation: Any) -> str:
   for frame in own or others:
     return f'{frame.file_name}:{frame.line_num} ({frame.function_name})'
   return 'a line unknown'
+
+
+def is_draw(equation: Any) -> bool:
+  """Whether a compiled function is a private one of `jax.random`."""
+  traceback = equation.source_info.traceback
+  return str(equation.params.get('name')).startswith('_') and any(
+    frame.file_name == _RANDOM
+    for frame in (traceback.frames if traceback else ())
+  )
 
 
 @functools.cache

@@ -26,7 +26,8 @@ def _fold(key: Any, counter: Any) -> Any:
 def _call(frame: Any, step: Any, inputs: Values) -> Values:
   """A function compiled by itself, or called: runs in its place."""
   [(path, scope, program)] = step.programs()
-  child = frame.child(_step_key(frame, step), path, scope)
+  child = frame.child(frame.key, path, scope)
+  child.draws = frame.draws
   outputs = child.run(program, inputs, notes=step.notes)
   frame.records.update(child.records)
   jaxpr, _ = _compat.opened(program)
@@ -65,13 +66,9 @@ def _jit(frame: Any, step: Any, inputs: Values) -> Values:
       for value, sharding in zip(values, shardings, strict=True)
     ]
 
-  outputs, records = inner(_step_key(frame, step), place(inputs, places[0]))
+  outputs, records = inner(step.inner_key(), place(inputs, places[0]))
   frame.records.update(records)
   return place(outputs, places[1])
-
-
-def _step_key(frame: Any, step: Any) -> Any:
-  return None if frame.key is None else step.key
 
 
 def _scan(frame: Any, step: Any, inputs: Values) -> Values:
@@ -80,7 +77,7 @@ def _scan(frame: Any, step: Any, inputs: Values) -> Values:
   consts = inputs[:num_consts]
   carry = inputs[num_consts : num_consts + num_carry]
   xs = inputs[num_consts + num_carry :]
-  key = _step_key(frame, step)
+  key = step.inner_key()
 
   def body(loop, xs):
     carry, counter, records = loop
@@ -107,11 +104,11 @@ def _while(frame: Any, step: Any, inputs: Values) -> Values:
   split = step.params['cond_nconsts']
   start = split + step.params['body_nconsts']
   cond_consts, body_consts = inputs[:split], inputs[split:start]
-  key = _step_key(frame, step)
+  key = step.inner_key()
 
-  def test(loop, place=0):
+  def test(loop):
     carry, counter, _ = loop
-    child = frame.child(_fold(_fold(key, place), counter), *cond[:2])
+    child = frame.child(_fold(_fold(key, 0), counter), *cond[:2])
     [decision] = child.run(cond[2], [*cond_consts, *carry])
     return frame.interpretation.lower(decision), child.records
 
@@ -160,7 +157,7 @@ def _advance(
 
 def _cond(frame: Any, step: Any, inputs: Values) -> Values:
   inner = step.programs()
-  key = _step_key(frame, step)
+  key = step.inner_key()
   empty = {}
   for path, scope, program in inner:
     empty.update(frame.empty(program, path, scope))
@@ -210,7 +207,7 @@ def _remat(frame: Any, step: Any, inputs: Values) -> Values:
     run,
     prevent_cse=prevent_cse,  # pyrefly: ignore[bad-argument-type]
     policy=step.params['policy'],
-  )(_step_key(frame, step), inputs)
+  )(step.inner_key(), inputs)
   frame.records.update(records)
   return outputs
 
@@ -238,7 +235,7 @@ def _shard_map(frame: Any, step: Any, inputs: Values) -> Values:
     out_specs=(list(params['out_specs']), all_axes),
     axis_names=set(axes),
     check_vma=params['check_vma'],
-  )(_step_key(frame, step), inputs)
+  )(step.inner_key(), inputs)
   combine = frame.interpretation.combine
   for name, parts in records.items():
     total = jax.tree.map(lambda x: x[0], parts)
@@ -277,7 +274,7 @@ def _custom_jvp(frame: Any, step: Any, inputs: Values) -> Values:
     )
     return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
-  return call(_step_key(frame, step), *inputs)
+  return call(step.inner_key(), *inputs)
 
 
 def _custom_vjp(frame: Any, step: Any, inputs: Values) -> Values:
@@ -308,7 +305,7 @@ def _custom_vjp(frame: Any, step: Any, inputs: Values) -> Values:
     return None, found
 
   call.defvjp(forward, backward)
-  return call(_step_key(frame, step), inputs)
+  return call(step.inner_key(), inputs)
 
 
 def _moving(step: Any) -> list[int]:

@@ -191,6 +191,19 @@ class Format:
     """Whether −0 exists; where it does not, −0 becomes +0."""
     return self.nan != 'negative_zero'
 
+  def contains(self, other: 'Format') -> bool:
+    """Whether every number of another format is one of this.
+
+    Examples:
+      >>> bfloat16.contains(float8_e4m3fn), bfloat16.contains(float16)
+      (True, False)
+    """
+    return (
+      other.mantissa_bits <= self.mantissa_bits
+      and other.emin - other.mantissa_bits >= self.emin - self.mantissa_bits
+      and other.max <= self.max
+    )
+
   def values(self) -> np.ndarray:
     """All finite values, ascending, zero once.
 

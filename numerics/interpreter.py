@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 
 from numerics import _compat
 from numerics import control_flow
+from numerics import noise
 from numerics import programs
 
 Value = Any
@@ -60,16 +62,21 @@ class Step(programs.Equation):
     super().__init__(raw, index, frame.path, frame.scope)
     self.frame = frame
 
-  @property
-  def key(self) -> jax.Array:
-    """A random key that no other step has, nor the same one in a next turn."""
+  def new_key(self) -> jax.Array:
+    """Returns a random key that nobody has had, nor has in another turn."""
     if self.frame.key is None:
       raise ValueError(
         f'{self.primitive} at {self.source} draws random numbers; pass'
         ' rounding_key=jax.random.key(seed), a fresh one for every call, to the'
         ' transformed function.'
       )
-    return jax.random.fold_in(self.frame.key, self.index)
+    return noise.derive(self.frame.key, next(self.frame.draws))
+
+  def inner_key(self) -> Key:
+    """Returns a key for a program that it runs; None if there is none."""
+    if self.frame.key is None:
+      return None
+    return jax.random.fold_in(self.frame.key, next(self.frame.draws))
 
   @property
   def notes(self) -> tuple[Any, ...]:
@@ -90,6 +97,7 @@ class Frame:
   Attributes:
     interpretation: What its operations do.
     key: Of this program in this turn; None if nobody gave one.
+    draws: Counts the keys made of it.
     path: Where the program is in the whole.
     scope: The names around it.
     notes: What rules have noted of its variables.
@@ -105,6 +113,7 @@ class Frame:
   ) -> None:
     self.interpretation = interpretation
     self.key = key
+    self.draws = itertools.count()
     self.path = path
     self.scope = scope
     self.notes: dict[Any, Any] = {}
@@ -127,6 +136,7 @@ class Frame:
     program: Any,
     inputs: Sequence[Value],
     *,
+    consts: Sequence[Any] | None = None,
     notes: Iterable[Any] = (),
     tangents: int = 0,
   ) -> list[Value]:
@@ -135,6 +145,7 @@ class Frame:
     Args:
       program: The program.
       inputs: Values of its arguments.
+      consts: Arrays in the place of its constants.
       notes: What is known of them.
       tangents: How many of the last inputs are tangents. What depends on them
         is linear and computed in ordinary arithmetic.
@@ -142,7 +153,8 @@ class Frame:
     Returns:
       Values of its results.
     """
-    jaxpr, consts = _compat.opened(program)
+    jaxpr, own = _compat.opened(program)
+    consts = own if consts is None else consts
     lift = self.interpretation.lift
     values = dict(zip(jaxpr.invars, inputs, strict=True))
     values.update(zip(jaxpr.constvars, map(lift, consts), strict=True))
@@ -212,7 +224,7 @@ def interpret(
   """
   frame = Frame(interpretation, key)
   values = map(interpretation.lift, traced.inputs)
-  outputs = frame.run(traced.program, list(values))
+  outputs = frame.run(traced.program, list(values), consts=traced.consts)
   return jax.tree.unflatten(traced.structure, outputs), frame.records
 
 
@@ -242,15 +254,15 @@ def transform(
     function: Any function of trees of arrays that `jax.jit` takes.
     rule: `(step, inputs) -> outputs`. `step` describes the operation:
       `primitive` (its name), `params`, `inputs` and `outputs` (types), `scope`,
-      `source` (the line of code); `step.bind(*inputs)` does it. `step.key` is a
-      random key for it alone. Outputs have the shapes and dtypes that
-      `step.outputs` say.
+      `source` (the line of code); `step.bind(*inputs)` does it, and
+      `step.new_key()` is a random key for it alone. Outputs have the shapes
+      and dtypes that `step.outputs` say.
     static_argnums: Arguments that are not arrays, as for `jax.jit`.
     static_argnames: Keyword arguments that are not arrays.
 
   Returns:
     A function compiled as by `jax.jit`, of the same arguments and a keyword
-    more, `rounding_key`, for rules that use `step.key`. An iteration of a loop
+    more, `rounding_key`, for rules that draw. An iteration of a loop
     draws anew. Under `vmap`, members share their draws unless the key is mapped
     too; devices of a `shard_map` share theirs.
 

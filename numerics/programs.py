@@ -11,6 +11,9 @@ import numpy as np
 
 from numerics import _compat
 
+# The scope of draws of `jax.random`, which says so by private names.
+DRAW = 'jax.random'
+
 # Equations that run programs, with the names of the parameters that hold them;
 # `cond` has a tuple of them.
 _CALLS: dict[str, tuple[str, ...]] = {
@@ -32,12 +35,14 @@ class Traced(NamedTuple):
 
   Attributes:
     program: What it computes, from the arrays among its arguments.
-    inputs: Those arrays.
+    consts: Arrays that it holds, or closes over.
+    inputs: The arrays among its arguments.
     structure: Makes its result of the outputs of the program.
   """
 
   program: Any
-  inputs: list[Any]
+  consts: Sequence[Any]
+  inputs: Sequence[Any]
   structure: Any
 
 
@@ -92,7 +97,8 @@ class Equation:
     name = self.params.get('name')
     scope = self.scope
     if self.primitive in ('jit', 'pjit'):
-      scope = f'{scope}/jit({name})'.lstrip('/')
+      draw = DRAW if _compat.is_draw(self.raw) else ''
+      scope = '/'.join(filter(None, [scope, draw, f'jit({name})']))
     if self.primitive == 'cond':
       found = self.params['branches']
     else:
@@ -133,7 +139,8 @@ def trace(
 
   inputs = [leaves[place] for place in places]
   program, shape = jax.make_jaxpr(of_arrays, return_shape=True)(*inputs)
-  return Traced(program, inputs, jax.tree.structure(shape))
+  _, consts = _compat.opened(program)
+  return Traced(program, consts, inputs, jax.tree.structure(shape))
 
 
 def live(program: Any) -> Sequence[tuple[int, Any]]:

@@ -286,12 +286,7 @@ def _holds(dtype: jnp.dtype, fmt: formats.Format) -> bool:
   """Whether every value of the format is one of the dtype."""
   if dtype == jnp.float32:
     return True
-  holder = _NARROW_DTYPES[dtype]
-  return (
-    fmt.mantissa_bits <= holder.mantissa_bits
-    and fmt.emin - fmt.mantissa_bits >= holder.emin - holder.mantissa_bits
-    and fmt.max <= holder.max
-  )
+  return _NARROW_DTYPES[dtype].contains(fmt)
 
 
 def _to_bits(x: jax.Array) -> jax.Array:

@@ -42,6 +42,15 @@ def test_examples_on_merging_run_in_turn(capsys):
   assert 'Warning' not in out
 
 
+def test_examples_on_numerics_run_in_turn(capsys):
+  names = {}
+  for block in blocks('docs/numerics.md'):
+    exec(compile(block, 'docs/numerics.md', 'exec'), names)
+  printed = capsys.readouterr().out
+  assert 'False True True' in printed  # Which gradients are in which format.
+  assert 'nan' not in printed
+
+
 def run(line):
   """Does what a line for the shell does, and prints the same."""
   python, module, name, *rest = shlex.split(line)

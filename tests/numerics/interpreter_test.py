@@ -240,7 +240,7 @@ def test_a_type_is_traced_once():
 def draws(step, inputs):
   outputs = step.bind(*inputs)
   if step.primitive == 'sin':
-    outputs = [jax.random.uniform(step.key, x.shape) for x in outputs]
+    outputs = [jax.random.uniform(step.new_key(), x.shape) for x in outputs]
   return outputs
 
 
