@@ -7,6 +7,7 @@ command line.
 
 from collections.abc import Iterable
 import enum
+from typing import Any
 from typing import NamedTuple
 
 
@@ -69,3 +70,40 @@ class ProblemError(ValueError):
 def refuse(kind: Kind, where: Iterable[str], what: str, remedy: str = ''):
   """Returns the error for a single problem, to be raised."""
   return ProblemError([Problem(kind, tuple(where), what, remedy)])
+
+
+class Collector:
+  """Gathers problems of several parts, to be told together.
+
+  Examples:
+    >>> found = Collector()
+    >>> for name in ('math', 'code'):
+    ...   with found:
+    ...     raise refuse(Kind.INPUT, (name,), 'is empty')
+    >>> [str(each) for each in found.problems]
+    ['math: is empty', 'code: is empty']
+  """
+
+  def __init__(self):
+    """Begins with none."""
+    self.problems: list[Problem] = []
+
+  def __enter__(self) -> 'Collector':
+    """Returns itself."""
+    return self
+
+  def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+    """Keeps the problems of a `ProblemError`, which ends here."""
+    if isinstance(error, ProblemError):
+      self.problems.extend(error.problems)
+      return True
+    return False
+
+  def check(self) -> None:
+    """Raises what was found, if anything was.
+
+    Raises:
+      ProblemError: With everything.
+    """
+    if self.problems:
+      raise ProblemError(self.problems)

@@ -27,6 +27,7 @@ import numpy as np
 
 import merging
 from merging import patterns
+from third_party import problems
 from third_party import strict_yaml
 from third_party.huggingface import policies
 from third_party.mergekit import fit
@@ -97,7 +98,7 @@ class Recipe:
       problems.ProblemError: With all that does not fit.
     """
     del configs
-    found = strict_yaml.Collector()
+    found = problems.Collector()
     report = fit.Report(found, extra)
     reference, *_ = self.models
     merged: dict[str, dict[names.ModelRef, str]] = {}
@@ -147,7 +148,7 @@ def parse(text: str, file: str = '') -> Recipe:
     >>> recipe.models, recipe.method
     ((ModelRef('a'), ModelRef('b')), 'ties')
   """
-  found = strict_yaml.Collector()
+  found = problems.Collector()
   root = strict_yaml.load(text, file=file)
   fields = root.mapping(KEYS, of='a recipe')
   for key in ('experts', 'merge'):

@@ -185,6 +185,36 @@ _RECIPES = {
         parameters:
           scale: [{filter: o_proj, value: 0.5}, {value: 1}]
   """,
+  'modules': """
+    merge_method: ties
+    base_model: base
+    modules:
+      default:
+        slices:
+        - sources:
+          - {model: a, layer_range: [0, 4], parameters: {weight: [0.2, 0.7]}}
+          - {model: b, layer_range: [0, 4]}
+          - {model: base, layer_range: [0, 4]}
+        parameters: {weight: [{filter: mlp, value: 0.4}], density: 0.5}
+    parameters: {weight: 0.9, normalize: 1.0}
+  """,
+  'base_alone': """
+    merge_method: task_arithmetic
+    base_model: a
+    slices:
+    - sources: [{model: a, layer_range: [0, 4], parameters: {weight: 1.0}}]
+    parameters: {normalize: false}
+  """,
+  'definitions': """
+    model_tag: &MODEL b
+    attenuate: &attenuated
+      parameters:
+        scale: [{filter: q_proj, value: 0.5}, {value: 1.0}]
+    merge_method: passthrough
+    slices:
+    - sources: [{model: *MODEL, layer_range: [0, 2]}]
+    - sources: [{model: *MODEL, layer_range: [1, 4], <<: *attenuated}]
+  """,
   'slices_of_other_depth': """
     merge_method: linear
     slices:

@@ -40,6 +40,34 @@ def test_windows_and_byte_order_mark():
     assert root.mapping()['b'].items()[1].line == 4
 
 
+@pytest.mark.parametrize(
+  'text',
+  [
+    'a: &x {b: 1, c: 2}\nd: {<<: *x, c: 3}',
+    'a: &x {b: 1, c: 2}\ne: &y {b: 4, f: 5}\nd: {c: 3, <<: [*x, *y]}',
+    'a: &x {b: 1}\ne: &y {<<: *x, c: ~}\nd: {<<: *y}',
+    'a: &x {b: &z [1, 2]}\nd: [*z, {<<: *x}, *z]',
+  ],
+)
+def test_anchors_as_pyyaml(text):
+  assert strict_yaml.load(text).plain() == yaml.safe_load(text)
+
+
+def test_what_aliases_stand_for():
+  text = 'a: &x 1\nb: {c: [&y 2, 3]}\nd: &z 4\ne: [*x, *y]'
+  fields = strict_yaml.load(text).mapping()
+  repeated = [key for key, node in fields.items() if node.is_repeated]
+  assert repeated == ['a', 'b', 'e']
+
+
+def test_merged_keys_keep_their_lines():
+  text = 'a: &x {b: 1}\nd:\n  <<: *x\n  c: 2'
+  node = strict_yaml.load(text, file='r.yml').mapping()['d']
+  with pytest.raises(problems.ProblemError) as caught:
+    node.mapping(('c',), hints={'b': 'move it'})
+  assert str(caught.value) == "r.yml:1 / d: unknown key 'b'; move it"
+
+
 def test_places():
   root = strict_yaml.load('a:\n  b: [1,\n   x]\n', file='r.yml')
   node = root.mapping()['a'].mapping()['b'].items()[1]
@@ -57,7 +85,9 @@ def test_places():
     ('a: b: c', 'r.yml:1: is not YAML'),
     ('1: a', "r.yml:1: expected a key that is text, got '1'"),
     ('? [a]\n: b', 'r.yml:1: expected a key that is text, got a collection'),
-    ('a: &x {b: 1}\nc: {<<: *x}', 'r.yml:2 / c: `<<` is not read'),
+    ('a: {<<: b}', 'r.yml:1 / a: expected what `<<` names as lines of'),
+    ('a: {<<: [{b: 1}, 2]}', 'r.yml:1 / a[1]: expected what `<<` names'),
+    ('a: &x {b: 1}\nc: {<<: *x, b: 2, b: 3}', "r.yml:2 / c: the key 'b'"),
     ('a: !!python/object/apply:os.system [ls]', 'has the tag'),
     ('a: !mine 1', 'r.yml:1 / a: has the tag'),
     ('a: &x [1, *x]', 'an alias is a part of itself'),
@@ -152,7 +182,7 @@ def test_unknown_keys():
 
 
 def test_other_errors_pass_through_a_collector():
-  found = strict_yaml.Collector()
+  found = problems.Collector()
   with pytest.raises(KeyError), found:
     raise KeyError('x')
   found.check()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from merging import patterns
 from merging import streams
 from third_party import problems
-from third_party import strict_yaml
 from third_party.mergekit import names
 from third_party.mergekit import plan
 
@@ -74,7 +73,7 @@ def _problem(where, what, remedy=''):
 class Report:
   """Gathers the tensors that do not fit, and tells of them by model."""
 
-  def __init__(self, found: strict_yaml.Collector, extra: str):
+  def __init__(self, found: problems.Collector, extra: str):
     """Takes where to put problems, and the policy in force."""
     self._found = found
     self._extra = extra

@@ -92,7 +92,7 @@ def jobs(
   """
   if extra not in EXTRAS:
     raise ValueError(f'extra is {extra!r}, expected one of {EXTRAS}')
-  found = strict_yaml.Collector()
+  found = problems.Collector()
   with found:
     fit.check_configs(recipe, configs)
   pieces = pieces_lib.pieces(recipe, specs, configs, found)
@@ -187,6 +187,9 @@ def _merges(recipe, pieces, specs, seed, found) -> Iterator[Job]:
   key = jax.random.key(seed) if recipe.method.draws else None
   for mine in groups.values():
     base, experts = _roles(recipe, next(iter(mine.values())).part)
+    if base is not None and not experts:
+      yield from copies({o: (base, p.paths[base]) for o, p in mine.items()})
+      continue
     tensors = {}
     for out, piece in mine.items():
       shape = specs[next(iter(experts.values()))]

@@ -310,6 +310,7 @@ def _family(name, normalize, rescale, step=None, extra=(), **options):
       rescaling,
       _MASK,
     ),
+    least=0,  # Many recipes add an adapter to the base, and no more.
     **options,
   )
 

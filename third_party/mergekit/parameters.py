@@ -1,5 +1,6 @@
 """Settings of a merge: numbers, gradients over layers, and filters by name."""
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import enum
@@ -92,6 +93,7 @@ def read_settings(
   known: Sequence[Parameter],
   *,
   of_model: bool,
+  ignored: Iterable[str] = (),
 ) -> dict[str, Setting]:
   """Reads a `parameters:` mapping.
 
@@ -100,6 +102,7 @@ def read_settings(
     method: Name of the method, for messages.
     known: Its parameters.
     of_model: Whether it belongs to one model of a merge.
+    ignored: Names that recipes have here and that mergekit takes no notice of.
 
   Returns:
     The settings by name.
@@ -109,11 +112,13 @@ def read_settings(
   """
   if node is None:
     return {}
-  found = strict_yaml.Collector()
+  found = problems.Collector()
   by_name = {parameter.name: parameter for parameter in known}
   settings = {}
+  hint = f'keys of {method} are {patterns.listing(by_name) or "none"}'
+  hint += '; mergekit takes no notice of others: remove it'
   with found:
-    node.mapping(by_name, of=f'{method}')
+    node.mapping(by_name, of=method, hints=dict.fromkeys(ignored, hint))
   for name, value in node.value.items() if isinstance(node.value, dict) else ():
     parameter = by_name.get(name)
     if parameter is None or value.is_null:
@@ -129,11 +134,19 @@ def read_settings(
   return settings
 
 
+def nested(inner: Settings, outer: Settings) -> dict[str, Setting]:
+  """Returns settings of which the inner ones come before the outer ones."""
+  return {
+    name: (*inner.get(name, ()), *outer.get(name, ()))
+    for name in (*inner, *outer)
+  }
+
+
 def _setting(node: strict_yaml.Node, parameter: Parameter) -> Setting:
   several = node.items() if isinstance(node.value, list) else [node]
   if not any(isinstance(each.value, dict) for each in several):
     return (Rule(None, _values(node, parameter), node),)
-  found = strict_yaml.Collector()
+  found = problems.Collector()
   rules: list[Rule] = []
   for each in several:
     with found:
@@ -155,7 +168,7 @@ def _setting(node: strict_yaml.Node, parameter: Parameter) -> Setting:
 def _values(node, parameter):
   if not isinstance(node.value, list):
     return (_value(node, parameter),)
-  found = strict_yaml.Collector()
+  found = problems.Collector()
   values = []
   for each in node.items():
     with found:

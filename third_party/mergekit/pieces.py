@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from merging import streams
 from third_party import problems
-from third_party import strict_yaml
 from third_party.mergekit import names
 from third_party.mergekit import plan
 
@@ -55,7 +54,7 @@ def pieces(
   recipe: 'recipe_lib.Recipe',
   specs: Specs,
   configs: Configs,
-  found: strict_yaml.Collector,
+  found: problems.Collector,
 ) -> dict[str, Piece]:
   """Returns the tensors that some model of a recipe has, by output path.
 

@@ -1,7 +1,6 @@
 """A recipe of mergekit, read: what it says before any model is looked at."""
 
 from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -18,14 +17,15 @@ from third_party.mergekit import names
 from third_party.mergekit import output
 from third_party.mergekit import parameters
 from third_party.mergekit import plan
+from third_party.mergekit import sources
 from third_party.mergekit import tokens
 
 _KEYS = (
-  *('merge_method', 'models', 'slices', 'base_model', 'parameters'),
+  *('merge_method', 'models', 'slices', 'modules', 'base_model', 'parameters'),
   *('dtype', 'out_dtype', *tokens.KEYS, 'name', 'random_seed'),
 )
+_MODULE = 'default'  # What mergekit calls all of a model.
 _ELSEWHERE = {
-  'modules': 'merging modules of a model apart is not supported',
   'experts': 'this is a recipe of mergekit-moe, which is not supported',
   'gate_mode': 'this is a recipe of mergekit-moe, which is not supported',
   'genome': 'this is a recipe of mergekit-evolve, which is not supported',
@@ -145,8 +145,7 @@ class _Reader:
 
   def __init__(self, root: strict_yaml.Node):
     self._root = root
-    self._found = strict_yaml.Collector()
-    self._notes: list[str] = []
+    self._found = problems.Collector()
 
   def read(self, text: str) -> Recipe:
     fields = self._fields()
@@ -154,8 +153,14 @@ class _Reader:
     if method is None:  # Nothing else can be judged.
       raise self._error()
     base = self._get(fields, 'base_model', names.read_model)
-    settings = self._settings(fields.get('parameters'), method, None)
-    slices = self._slices(fields, method, base)
+    reader = sources.Reader(self._root, method, base, self._found)
+    settings = reader.settings(fields.get('parameters'))
+    if 'modules' in fields:
+      inner = self._module(fields)
+      own = reader.settings(inner.pop('parameters', None))
+      settings = parameters.nested(own, settings)
+      fields |= inner
+    slices = reader.slices(fields)
     policy = policies.Policy()
     with self._found:
       policy = tokens.read_policy(fields)
@@ -170,13 +175,13 @@ class _Reader:
       vocabulary=policy,
       name=self._get(fields, 'name', strict_yaml.Node.string) or '',
       seed=self._get(fields, 'random_seed', lambda node: node.integer(0)),
-      notes=(),
+      notes=tuple(reader.notes),
       file=self._root.file,
       text=text,
     )
     if self._found.problems:
       raise self._error()
-    return dataclasses.replace(recipe, notes=tuple(self._notes))
+    return recipe
 
   def _error(self):
     lines = (
@@ -198,8 +203,10 @@ class _Reader:
     for key in root.value:
       if key in _ELSEWHERE:
         raise root.value[key].error(_ELSEWHERE[key])
+    # What aliases stand for may be written under any key.
+    named = [key for key, node in root.value.items() if node.is_repeated]
     with self._found:
-      root.mapping(_KEYS, of='a recipe')
+      root.mapping((*_KEYS, *named), of='a recipe', hints=sources.BELONGS)
     return {
       key: node
       for key, node in root.value.items()
@@ -217,154 +224,25 @@ class _Reader:
       return None
     return self._get(fields, 'merge_method', methods.read_method)
 
-  def _settings(self, node, method, model):
-    settings = {}
+  def _module(self, fields):
+    """Returns what a recipe says of its only module."""
     with self._found:
-      settings = parameters.read_settings(
-        node, method.name, method.parameters, of_model=model is not None
-      )
-    for name in settings:
-      why = next(p.inert for p in method.parameters if p.name == name)
-      if why:
-        self._note(f'{name} changes nothing: {why}')
-    return settings
-
-  def _note(self, note):
-    if note not in self._notes:
-      self._notes.append(note)
-
-  def _slices(self, fields, method, base):
-    if ('models' in fields) == ('slices' in fields):
-      got = 'both' if 'models' in fields else 'neither'
-      self._found.problems.append(
-        self._root.problem(f'expected one of models and slices, got {got}')
-      )
-      return []
-    key = 'models' if 'models' in fields else 'slices'
-    node = fields[key]
-    with self._found:
-      if key == 'models':
-        return [self._whole(node, method, base)]
-      return [
-        each
-        for child in node.items('slices')
-        for each in [self._slice(child, method, base)]
-        if each is not None
-      ]
-    return []
-
-  def _whole(self, node, method, base):
-    sources = []
-    for child in node.items('models'):
-      with self._found:
-        fields = child.mapping(('model', 'parameters'), of='a model')
-        sources.append(self._source(child, fields, None, method, base))
-    with self._found:
-      self._check(node, method, base, [each.model for each in sources], False)
-    return plan.Slice(tuple(sources), None, {}, node)
-
-  def _slice(self, node, method, base):
-    with self._found:
-      fields = node.mapping(
-        ('sources', 'base_model', 'parameters', 'residual_weight'),
-        of='a slice',
-      )
-      if 'residual_weight' in fields:
-        raise fields['residual_weight'].error(
-          'residual_weight has no effect in mergekit', 'remove it'
-        )
-      if 'sources' not in fields:
-        raise node.error('expected the key sources, and it is missing')
-      own = self._get(fields, 'base_model', names.read_model)
-      sources = []
-      for child in fields['sources'].items('sources'):
-        with self._found:
-          values = child.mapping(
-            ('model', 'layer_range', 'parameters'), of='a source'
-          )
-          if 'layer_range' not in values:
-            raise child.error('expected the key layer_range, and it is missing')
-          layers = self._get(values, 'layer_range', _layers)
-          sources.append(
-            self._source(child, values, layers, method, own or base)
-          )
-      settings = self._settings(fields.get('parameters'), method, None)
-      self._check(
-        node, method, own or base, [each.model for each in sources], True
-      )
-      lengths = {b - a for a, b in (each.layers or (0, 0) for each in sources)}
-      if len(lengths) > 1:
-        told = ', '.join(
-          f'{each.model}: {each.layers[1] - each.layers[0]}'
-          for each in sources
-          if each.layers
-        )
-        raise node.error(f'expected as many layers of every source, got {told}')
-      return plan.Slice(tuple(sources), own, settings, node)
-    return None
-
-  def _source(self, node, fields, layers, method, base):
-    if 'model' not in fields:
-      raise node.error('expected the key model, and it is missing')
-    model = names.read_model(fields['model'])
-    settings = self._settings(fields.get('parameters'), method, model)
-    if model == base and method.base != 'ignored':
-      for name in settings:
-        self._note(f'{name} of {model} changes nothing: it is the base')
-    return plan.Source(model, layers, settings, node)
-
-  def _check(self, node, method, base, models, listed):
-    """Checks which models there are, as far as the method cares."""
-    for place, model in enumerate(models):
-      if model in models[:place]:
+      node = fields['modules']
+      several = node.mapping(of='modules')
+      if set(several) != {_MODULE}:
         raise node.error(
-          f'{str(model)!r} is here twice', 'list every model once'
+          f'expected {_MODULE!r} alone, got '
+          f'{patterns.listing(several) or "nothing"}',
+          'merging modules of a model apart is not supported',
         )
-    if method.base == 'required' and base is None:
-      raise self._root.error(
-        f'{method.name} needs base_model, and it is missing',
-        'name the model that the others were fine-tuned from',
+      for key in ('models', 'slices'):
+        if key in fields:
+          raise fields[key].error('expected either this or modules, got both')
+      return several[_MODULE].mapping(
+        ('models', 'slices', 'parameters'), of='a module', hints=sources.BELONGS
       )
-    others = [model for model in models if model != base]
-    if method.base == 'ignored':
-      others = models if base is None or listed else [*others, base]
-    elif listed and base is not None and base not in models:
-      raise node.error(
-        f'the base {str(base)!r} is not among the sources',
-        'add it, with its layer_range',
-      )
-    count, most = len(others), method.most
-    if count < method.least or (most is not None and count > most):
-      some = 'some' if most is None else str(most)
-      if most != method.least:
-        some = f'{method.least} or more' if most is None else f'up to {most}'
-      besides = '' if method.base == 'ignored' else ' besides the base'
-      told = [str(each) for each in others]
-      got = f': {patterns.listing(told)}' if told else ''
-      raise node.error(
-        f'{method.name} takes {some} model{"" if most == 1 else "s"}{besides}, '
-        f'got {count}{got}',
-        'remove base_model, which is merged as one more model'
-        if method.base == 'ignored' and base is not None and most == 1
-        else '',
-      )
+    return {}
 
 
 def _first(pair):
   return pair[0]
-
-
-def _layers(node):
-  several: Sequence[strict_yaml.Node] = node.items('layer_range')
-  if len(several) != 2:
-    raise node.error(
-      f'expected [first, last + 1], got {len(several)} numbers',
-      'the first 8 layers are [0, 8]',
-    )
-  first, end = (each.integer(0) for each in several)
-  if first >= end:
-    raise node.error(
-      f'expected layers from the first to before the second, got '
-      f'[{first}, {end}]'
-    )
-  return first, end

@@ -1,7 +1,9 @@
 """What a recipe says of tokenizers and chat templates."""
 
 from collections.abc import Mapping
+import dataclasses
 
+from third_party import problems
 from third_party import strict_yaml
 from third_party.huggingface import alignment
 from third_party.huggingface import policies
@@ -28,7 +30,7 @@ def read_policy(fields: Mapping[str, strict_yaml.Node]) -> policies.Policy:
     >>> policy.source, policy.pad_to_multiple_of
     ('org/model', 64)
   """
-  found = strict_yaml.Collector()
+  found = problems.Collector()
   source: str | None = None
   tokens: dict[str, alignment.Rule] = {}
   multiple = template = None
@@ -71,8 +73,12 @@ def read_policy(fields: Mapping[str, strict_yaml.Node]) -> policies.Policy:
 
 def _source(node):
   words = (policies.BASE, policies.UNION, policies.BY_ROW)
-  if isinstance(node.value, str) and node.value in words:
-    return node.value
+  if isinstance(node.value, str):
+    if node.value in words:
+      return node.value
+    # As mergekit wrote it at first.
+    value = node.value.removeprefix('model:')
+    node = dataclasses.replace(node, value=value)
   return str(names.read_model(node))
 
 

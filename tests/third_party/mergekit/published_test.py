@@ -206,6 +206,101 @@ _RECIPES = {
     """,
     32,
   ),
+  'as the Hub writes them': (
+    """\
+    base_model: org/Base-7B
+    chat_template: auto
+    dtype: bfloat16
+    merge_method: dare_ties
+    modules:
+      default:
+        slices:
+        - sources:
+          - layer_range: [0, 32]
+            model: org/Alpha-7B
+            parameters:
+              density: 0.5
+              weight: 0.3
+          - layer_range: [0, 32]
+            model: org/Base-7B
+            parameters:
+              density: 0.8
+              weight: 0.8
+          - layer_range: [0, 32]
+            model: org/Beta-7B
+            parameters:
+              density: 0.5
+              weight: [0.1, 0.2, 0.1]
+    parameters:
+      int8_mask: 1.0
+      normalize: 1.0
+    tokenizer: {}
+    """,
+    32,
+  ),
+  'an adapter made permanent': (
+    """\
+    base_model: org/Base-7B+org/Adapter
+    dtype: bfloat16
+    merge_method: task_arithmetic
+    parameters:
+      normalize: false
+    slices:
+    - sources:
+      - layer_range: [0, 32]
+        model: org/Base-7B+org/Adapter
+        parameters:
+          weight: 1.0
+    """,
+    32,
+  ),
+  'heads of two models by zero weights': (
+    """\
+    merge_method: linear
+    parameters:
+      weight: 1.0
+    slices:
+      - sources:
+          - model: org/Alpha-7B # embed_tokens comes along
+            layer_range: [0, 1]
+          - model: org/Beta-7B
+            layer_range: [0, 1]
+            parameters:
+              weight: 0
+      - sources: [{model: org/Alpha-7B, layer_range: [1, 20]}]
+      - sources: [{model: org/Beta-7B, layer_range: [10, 31]}]
+      - sources:
+          - {model: org/Alpha-7B, layer_range: [31, 32]}
+          - model: org/Beta-7B
+            layer_range: [31, 32]
+            parameters:
+              weight: 0
+    dtype: float16
+    tokenizer_source: model:org/Alpha-7B
+    """,
+    42,
+  ),
+  'definitions': (
+    """\
+    model_tag: &MODEL org/Alpha-7B
+    attenuate: &attenuated
+      parameters:
+        scale:
+        - filter: q_proj
+          value: 0.7071067812
+        - filter: k_proj
+          value: 0.7071067812
+        - value: 1.0
+    slices:
+    - sources: [{model: *MODEL, layer_range: [0, 20]}]
+    - sources:
+      - model: *MODEL
+        layer_range: [10, 32]
+        <<: *attenuated
+    merge_method: passthrough
+    """,
+    42,
+  ),
   'task arithmetic that forgets': (
     """\
     merge_method: task_arithmetic

@@ -10,6 +10,7 @@ from third_party import problems
 from third_party.huggingface import alignment
 from third_party.mergekit import methods
 from third_party.mergekit import names
+from third_party.mergekit import parameters
 from third_party.mergekit import recipe as recipe_lib
 
 _MODELS = 'models: [{model: a, parameters: {weight: 1}}]'
@@ -158,8 +159,36 @@ _FAULTS = {
     'expected one of models and slices, got both',
   ),
   'modules': (
-    'merge_method: linear\nmodules: {}',
-    'r.yml:2 / modules: merging modules of a model apart is not supported',
+    'merge_method: linear\nmodules: {vision: {models: [{model: a}]}}',
+    "r.yml:2 / modules: expected 'default' alone, got 'vision'; merging "
+    'modules of a model apart is not supported',
+  ),
+  'modules and models': (
+    f'merge_method: linear\n{_MODELS}\nmodules: {{default: {{slices: []}}}}',
+    'r.yml:2 / models: expected either this or modules, got both',
+  ),
+  'key of a module': (
+    f'merge_method: linear\nmodules:\n  default: {{{_MODELS}, weight: 1}}',
+    "r.yml:3 / modules.default: unknown key 'weight'; write it under "
+    'parameters',
+  ),
+  'parameter at the top': (
+    'merge_method: sce\nbase_model: b\nselect_topk: .1\nmodels: [{model: a}]',
+    "r.yml:3: unknown key 'select_topk'; write it under parameters",
+  ),
+  'rows at the top': (
+    f'merge_method: linear\npad_to_multiple_of: 8\n{_MODELS}',
+    "r.yml:2: unknown key 'pad_to_multiple_of'; write it under tokenizer",
+  ),
+  'revision beside its model': (
+    'merge_method: passthrough\nslices:\n- sources:\n'
+    '  - {model: a, revision: v0, layer_range: [0, 3]}',
+    "r.yml:4 / slices[0].sources[0]: unknown key 'revision'; write model: "
+    'NAME@REVISION',
+  ),
+  'definition that nothing uses': (
+    f'merge_method: linear\nmine: &x 1\n{_MODELS}',
+    "r.yml:2: unknown key 'mine'",
   ),
   'mixture of experts': (
     'base_model: a\ngate_mode: hidden\nexperts: []',
@@ -177,7 +206,8 @@ _FAULTS = {
   'setting of another method': (
     'merge_method: slerp\nbase_model: b\nmodels: [{model: a}]\n'
     'parameters: {t: 0.5, density: 0.5}',
-    "r.yml:4 / parameters: unknown key 'density'; keys of slerp are 't'",
+    "r.yml:4 / parameters: unknown key 'density'; keys of slerp are 't'; "
+    'mergekit takes no notice of others: remove it',
   ),
   'model twice': (
     'merge_method: karcher\nmodels: [{model: a}, {model: a}]',
@@ -259,6 +289,89 @@ _FAULTS = {
 def test_fault(name):
   text, expected = _FAULTS[name]
   assert expected in '\n'.join(told(text))
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    'merge_method: breadcrumbs\nbase_model: b\n'
+    'models: [{model: a, weight: 1.0}]',
+    'merge_method: passthrough\n'
+    'slices: [{sources: [{model: a, layers: [0, 3]}]}]',
+    'merge_method: ties\nslices:\n'
+    '- sources: [{model: a, layer_range: [0, 3]}]\n'
+    '- sources: [{model: b, layer_range: [0, 3]}]',
+  ],
+)
+def test_one_fault_is_told_once(text):
+  assert len(told(text)) == 1
+
+
+def test_modules():
+  module = """
+    slices:
+    - sources:
+      - {model: a, layer_range: [0, 2], parameters: {weight: 1}}
+      - {model: b, layer_range: [0, 2]}
+    parameters: {weight: [{filter: mlp, value: 2}]}
+  """
+  recipe = parse(f"""
+merge_method: linear
+modules:
+  default: {textwrap.indent(module, '  ')}
+parameters: {{weight: 3, normalize: 1.0}}
+tokenizer: {{}}
+  """)
+  (part,) = recipe.slices
+  assert recipe.sliced
+  assert [source.layers for source in part.sources] == [(0, 2), (0, 2)]
+  assert recipe.vocabulary.source == 'union'
+  (weight, _) = methods.METHODS['linear'].parameters
+  scopes = [(part.sources[i].settings, recipe.parameters) for i in range(2)]
+  values = [
+    parameters.resolve(weight, scope, name, 0)
+    for scope in scopes
+    for name in ('mlp', 'norm')
+  ]
+  assert values == [1, 1, 2, 3]
+
+
+def test_definitions():
+  recipe = parse("""
+    const_tag: &MODEL org/base
+    attenuated: &attenuated
+      parameters:
+        scale:
+        - filter: q_proj
+          value: 0.5
+        - value: 1.0
+    merge_method: passthrough
+    slices:
+    - sources: [{model: *MODEL, layer_range: [0, 2]}]
+    - sources:
+      - model: *MODEL
+        layer_range: [1, 4]
+        <<: *attenuated
+  """)
+  assert recipe.models == (names.ModelRef('org/base'),)
+  first, second = (part.sources[0].settings for part in recipe.slices)
+  assert first == {}
+  assert [rule.values for rule in second['scale']] == [(0.5,), (1.0,)]
+
+
+def test_tokenizer_of_a_model_as_it_was_written_once():
+  recipe = parse(f'merge_method: linear\n{_MODELS}\ntokenizer_source: model:a')
+  assert recipe.vocabulary.source == 'a'
+
+
+def test_base_and_an_adapter_alone():
+  recipe = parse("""
+    merge_method: task_arithmetic
+    base_model: a+lora
+    slices:
+    - sources: [{model: a+lora, layer_range: [0, 2]}]
+  """)
+  assert recipe.notes == ('there is nothing to merge: the output is a+lora',)
 
 
 def test_all_faults_at_once():
