@@ -53,6 +53,12 @@ class Node:
   keys: Mapping[str, int] = dataclasses.field(default_factory=dict)
   shared: bool = False
 
+  @property
+  def where(self) -> tuple[str, ...]:
+    """File, line and path, as problems name them."""
+    place = f'{self.file}:{self.line}'
+    return (place, self.path) if self.path else (place,)
+
   def problem(
     self, what: str, remedy: str = '', *, line: int | None = None
   ) -> problems.Problem:
@@ -62,9 +68,8 @@ class Node:
       >>> print(Node('x', 'r.yml', 3, path='dtype').problem('is unknown'))
       r.yml:3 / dtype: is unknown
     """
-    place = f'{self.file}:{line or self.line}'
-    where = (place, self.path) if self.path else (place,)
-    return problems.Problem(problems.Kind.CONFIG, where, what, remedy)
+    here = self if line is None else dataclasses.replace(self, line=line)
+    return problems.Problem(problems.Kind.CONFIG, here.where, what, remedy)
 
   def error(self, what: str, remedy: str = '') -> problems.ProblemError:
     """Returns the error for a single problem here, to be raised."""
@@ -122,6 +127,7 @@ class Node:
     *,
     of: str = '',
     hints: Mapping[str, str] | None = None,
+    definitions: bool = False,
     nothing: bool = False,
   ) -> dict[str, 'Node']:
     """Returns the values of a mapping.
@@ -130,6 +136,7 @@ class Node:
       known: The keys that there may be; any by default.
       of: What the keys are of, for messages.
       hints: By key that there may not be, what to do about it.
+      definitions: Whether there may be others, for what aliases stand for.
       nothing: Whether keys without a value are there, too.
 
     Raises:
@@ -142,7 +149,11 @@ class Node:
         f'{self.shown}'
       )
     known = list(self.value if known is None else known)
-    unknown = [key for key in self.value if key not in known]
+    unknown = [
+      key
+      for key, node in self.value.items()
+      if key not in known and not (definitions and node.is_repeated)
+    ]
     if unknown:
       listed = patterns.listing(known, 20) or 'none'
       usual = f'keys{" of " + of if of else ""} are {listed}'
@@ -157,7 +168,7 @@ class Node:
     return {
       key: node
       for key, node in self.value.items()
-      if nothing or not node.is_null
+      if key in known and (nothing or not node.is_null)
     }
 
   def items(self, of: str = '') -> list['Node']:

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import inspect
+import types
 from typing import Any
 
 import jax
@@ -34,10 +35,11 @@ from third_party.mergekit import fit
 from third_party.mergekit import jobs as jobs_lib
 from third_party.mergekit import names
 from third_party.mergekit import pieces
+from third_party.mergekit import tokens
 
 KEYS = (
   *('base', 'experts', 'merge', 'out_dtype', 'seed', 'name'),
-  *('tokenizer_source', 'tokenizer', 'chat_template'),
+  *tokens.KEYS,
 )
 
 
@@ -54,6 +56,7 @@ class Recipe:
     vocabulary: What it says of tokenizers and chat templates.
     name: What it calls the output; may be empty.
     seed: What random transforms draw from.
+    where: Of the transform, for messages.
     text: The recipe as it was written.
     notes: What a person should know.
   """
@@ -66,6 +69,7 @@ class Recipe:
   vocabulary: policies.Policy
   name: str
   seed: int | None
+  where: tuple[str, ...]
   text: str
   notes: tuple[str, ...] = ()
 
@@ -130,12 +134,17 @@ class Recipe:
     return changed
 
 
-def parse(text: str, file: str = '') -> Recipe:
+def parse(
+  text: str | bytes,
+  file: str = '',
+  same: Mapping[names.ModelRef, names.ModelRef] = types.MappingProxyType({}),
+) -> Recipe:
   """Reads a recipe, strictly, without looking at any model.
 
   Args:
     text: The YAML.
     file: Its name, for messages.
+    same: By model, the one that it is another name of.
 
   Returns:
     The recipe.
@@ -150,7 +159,7 @@ def parse(text: str, file: str = '') -> Recipe:
   """
   found = problems.Collector()
   root = strict_yaml.load(text, file=file)
-  fields = root.mapping(KEYS, of='a recipe')
+  fields = root.mapping(KEYS, of='a recipe', definitions=True)
   for key in ('experts', 'merge'):
     if key not in fields:
       found.problems.append(
@@ -160,9 +169,11 @@ def parse(text: str, file: str = '') -> Recipe:
   base, experts, out_dtype, seed, make = None, {}, None, None, None
   with found:
     base = names.read_model(fields['base']) if 'base' in fields else None
+    base = same.get(base, base) if base is not None else None
   for name, node in fields['experts'].mapping().items():
     with found:
-      experts[name] = names.read_model(node)
+      model = names.read_model(node)
+      experts[name] = same.get(model, model)
   with found:
     make = _reader(fields['merge'])
     make(_Keys(0))  # Arguments are refused here, with their line.
@@ -173,11 +184,8 @@ def parse(text: str, file: str = '') -> Recipe:
     seed = fields['seed'].integer(0) if 'seed' in fields else None
   policy = policies.Policy()
   with found:
-    policy = policies.parse(
-      *(
-        fields[key].plain() if key in fields else None
-        for key in ('tokenizer_source', 'tokenizer', 'chat_template')
-      )
+    policy = tokens.read_policy(fields).renamed(
+      {name: str(ref) for name, ref in experts.items()}
     )
   if not experts and not found.problems:
     found.problems.append(fields['experts'].problem('there are no experts'))
@@ -192,7 +200,8 @@ def parse(text: str, file: str = '') -> Recipe:
     vocabulary=policy,
     name=fields['name'].string() if 'name' in fields else '',
     seed=seed,
-    text=text,
+    where=fields['merge'].where,
+    text=text if isinstance(text, str) else text.decode('utf-8-sig'),
   )
 
 
@@ -306,11 +315,29 @@ def _call(node, name, factory, arguments) -> _Reader:
   def make(keys):
     values = {key: read(keys) for key, read in given.items()}
     try:
-      return factory(**values)
+      made = factory(**values)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
       raise node.error(str(error)) from error
+    return made._replace(
+      init=_telling(made.init, node), route=_telling(made.route, node)
+    )
 
   return make
+
+
+def _telling(function, node):
+  """A function of names and shapes whose errors say where the recipe is."""
+
+  @functools.wraps(function)
+  def call(*arguments):
+    try:
+      return function(*arguments)
+    except problems.ProblemError:  # Of a transform within.
+      raise
+    except (TypeError, ValueError) as error:
+      raise node.error(str(error)) from error
+
+  return call
 
 
 def _is_mapping(parameter) -> bool:

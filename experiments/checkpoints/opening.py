@@ -68,6 +68,63 @@ class Model:
     self.source.read(path, start, out)
 
 
+def check_places(
+  places: Mapping[str, str], refs: Iterable[names.ModelRef]
+) -> None:
+  """Refuses directories that are given for names which no model has.
+
+  Args:
+    places: By name, the directory to use.
+    refs: As the recipe names the models.
+
+  Raises:
+    problems.ProblemError: With all such names.
+  """
+  known = {path for ref in refs for path, _ in _parts(ref)}
+  found = [
+    problems.Problem(
+      problems.Kind.CONFIG,
+      (f'--model_path {name}',),
+      f'no model has it{patterns.suggest(name, known)}',
+    )
+    for name in places
+    if name not in known
+  ]
+  if found:
+    raise problems.ProblemError(found)
+
+
+def same(
+  refs: Iterable[names.ModelRef], *, beside: Path, places: Mapping[str, str]
+) -> dict[names.ModelRef, names.ModelRef]:
+  """Finds models that are named twice: one directory by two of its paths.
+
+  Args:
+    refs: As the recipe names them.
+    beside: The folder of the recipe, where relative paths are looked for too.
+    places: By name in the recipe, the directory to use.
+
+  Returns:
+    By every name but the first, the first. Models that are not there are left
+    out.
+  """
+  firsts: dict[tuple[Path, ...], names.ModelRef] = {}
+  found = {}
+  for ref in refs:
+    with contextlib.suppress(problems.ProblemError):
+      where = tuple(find(*part, beside, places) for part in _parts(ref))
+      first = firsts.setdefault(where, ref)
+      if first != ref:
+        found[ref] = first
+  return found
+
+
+def _parts(ref: names.ModelRef) -> list[tuple[str, str | None]]:
+  """Name and revision of a model, and of its adapter if it has one."""
+  found = [(ref.path, ref.revision)]
+  return found if ref.lora is None else [*found, (ref.lora, ref.lora_revision)]
+
+
 def open_models(
   refs: Iterable[names.ModelRef],
   *,
@@ -92,29 +149,16 @@ def open_models(
   found: list[problems.Problem] = []
   opened: dict[Path, Any] = {}
   models = {}
-  refs = list(refs)
-  for name in places:
-    if not any(name in (each.path, each.lora) for each in refs):
-      found.append(
-        problems.Problem(
-          problems.Kind.CONFIG, (f'--model_path {name}',), 'no model has it'
-        )
-      )
   for ref in refs:
     parts: list[Any] = []
-    for path, revision, kind in (
-      (ref.path, ref.revision, 'model'),
-      (ref.lora, ref.lora_revision, 'adapter'),
-    ):
-      if path is None:
-        continue
+    for place, (path, revision) in enumerate(_parts(ref)):
       try:
         directory = find(path, revision, beside, places)
         if directory not in opened:
           opened[directory] = (
-            open_directory(directory, name=path, strict=strict)
-            if kind == 'model'
-            else adapter_lib.open_adapter(directory, name=path)
+            adapter_lib.open_adapter(directory, name=path)
+            if place
+            else open_directory(directory, name=path, strict=strict)
           )
         parts.append(opened[directory])
       except problems.ProblemError as error:

@@ -24,6 +24,7 @@ from merging import streams
 from third_party import problems
 from third_party import strict_yaml
 from third_party.huggingface import embeddings
+from third_party.huggingface import policies
 from third_party.huggingface import vocabulary
 from third_party.mergekit import jobs as jobs_lib
 from third_party.mergekit import names
@@ -133,9 +134,10 @@ class Prepared:
     return list(dict.fromkeys(found))
 
 
-def read(
-  file: Path,
-) -> tuple[Any, Literal['merge_recipe.yml', 'mergekit_config.yml']]:
+_RecipeFile = Literal['merge_recipe.yml', 'mergekit_config.yml']
+
+
+def read(file: Path) -> tuple[Any, _RecipeFile]:
   """Reads a recipe of either kind.
 
   Args:
@@ -147,6 +149,10 @@ def read(
   Raises:
     problems.ProblemError: With all that is wrong with it.
   """
+  return _parse(_contents(file), file.name)
+
+
+def _contents(file: Path) -> bytes:
   where = (str(file),)
   try:
     with file.open('rb') as stream:
@@ -160,11 +166,16 @@ def read(
     raise problems.refuse(
       problems.Kind.CONFIG, where, 'is larger than 1 MB', 'is it a recipe?'
     )
-  root = strict_yaml.load(data, file=file.name)
+  return data
+
+
+def _parse(data: bytes, name: str, same: Any = None) -> tuple[Any, _RecipeFile]:
+  """Reads the text of a recipe; `same` has other names of its models."""
+  root = strict_yaml.load(data, file=name)
   keys = root.value if isinstance(root.value, dict) else {}
   if 'merge' in keys and 'merge_method' not in keys:
-    return native.parse(data.decode(), file.name), 'merge_recipe.yml'
-  return mergekit_recipe.parse(data, file.name), 'mergekit_config.yml'
+    return native.parse(data, name, same or {}), 'merge_recipe.yml'
+  return mergekit_recipe.parse(data, name, same or {}), 'mergekit_config.yml'
 
 
 def prepare(file: Path, options: Options) -> Prepared:
@@ -181,15 +192,20 @@ def prepare(file: Path, options: Options) -> Prepared:
     problems.ProblemError: With all that speaks against it, as far as could be
       looked: a recipe with errors is not compared with models.
   """
-  recipe, recipe_file = read(file)
-  models = opening.open_models(
-    recipe.models,
-    beside=file.resolve().parent,
-    places=options.model_paths,
-    strict=options.strict,
-  )
+  data = _contents(file)
+  recipe, recipe_file = _parse(data, file.name)
+  places: Any = {
+    'beside': file.resolve().parent,
+    'places': options.model_paths,
+  }
+  opening.check_places(options.model_paths, recipe.models)
+  same = opening.same(recipe.models, **places)
+  if same:
+    recipe, recipe_file = _parse(data, file.name, same)
+  models = opening.open_models(recipe.models, **places, strict=options.strict)
   base, *others = models.values()
-  words = vocabulary.plan(recipe.vocabulary, base, others, untie=options.untie)
+  policy = _with_names(recipe.vocabulary, models, places)
+  words = vocabulary.plan(policy, base, others, untie=options.untie)
   found = list(words.problems)
   sources = {ref: words.sources.get(str(ref), models[ref]) for ref in models}
   configs = {ref: model.config for ref, model in models.items()}
@@ -218,8 +234,7 @@ def prepare(file: Path, options: Options) -> Prepared:
     ]
   if found:
     raise problems.ProblemError(found)
-  out_dtype = recipe.out_dtype or getattr(recipe, 'dtype', None)
-  merges = tuple(_merge(job, models, sources, out_dtype, found) for job in made)
+  merges = tuple(_merge(recipe, job, models, sources, found) for job in made)
   if found:
     raise problems.ProblemError(found)
   specs = {
@@ -228,6 +243,8 @@ def prepare(file: Path, options: Options) -> Prepared:
     if merge is not None
     for spec in merge.plan.specs
   }
+  wide = _wide(models.values())
+  found += wide if options.strict else []
   notes = dict.fromkeys(note for m in models.values() for note in m.notes)
   config = vocabulary.changed(recipe.config(configs), words.config_changes)
   found += consistency.check_plan(
@@ -244,8 +261,22 @@ def prepare(file: Path, options: Options) -> Prepared:
     config=config,
     vocabulary=words,
     seed=seed,
-    notes=(*recipe.notes, *words.notes, *notes, *_mixed(models.values())),
+    notes=(
+      *(f'{ref} and {first} are one model' for ref, first in same.items()),
+      *recipe.notes,
+      *words.notes,
+      *notes,
+      *_mixed(models.values()),
+      *map(str, wide),
+    ),
   )
+
+
+def _with_names(policy, models, places) -> policies.Policy:
+  """Returns a policy that names models as the recipe does."""
+  asked = [names.read_model(strict_yaml.Node(each)) for each in policy.models]
+  known = opening.same([*models, *asked], **places)
+  return policy.renamed({str(ref): str(first) for ref, first in known.items()})
 
 
 def strangers(prepared: Prepared) -> list[str]:
@@ -291,6 +322,24 @@ def _floats(spec: merging.LeafSpec) -> bool:
   return jnp.issubdtype(spec.dtype, jnp.floating)
 
 
+def _wide(models: Iterable[opening.Model]) -> list[problems.Problem]:
+  """Says which models lose digits, since merges are in float32."""
+  found = []
+  for model in models:
+    specs = model.checkpoint.specs
+    paths = [path for path, spec in specs.items() if spec.dtype == np.float64]
+    if paths:
+      found.append(
+        problems.Problem(
+          problems.Kind.INPUT,
+          (model.name,),
+          'has tensors of float64, which are merged in float32: '
+          f'{patterns.listing(paths, 3)}',
+        )
+      )
+  return found
+
+
 def _mixed(models: Iterable[opening.Model]) -> list[str]:
   """Says so where models are of different types."""
   kinds = {
@@ -307,7 +356,7 @@ def _mixed(models: Iterable[opening.Model]) -> list[str]:
   return [f'models are of different types, and merged in float32: {told}']
 
 
-def _merge(job, models, sources, out_dtype, found) -> Any:
+def _merge(recipe, job, models, sources, found) -> Any:
   """Gives the sources of a job the names of the output."""
 
   def named(ref):
@@ -320,6 +369,7 @@ def _merge(job, models, sources, out_dtype, found) -> Any:
   for name, ref in job.experts.items():
     adapter = _adapter_of(ref, job.base, models, sources, job)
     experts[name] = named(ref) if adapter is None else adapter
+  out_dtype = recipe.out_dtype or getattr(recipe, 'dtype', None)
   if out_dtype is None:
     # Not that of tensors with an adapter added, which are read as float32.
     first = next(iter(job.experts.values())) if job.base is None else job.base
@@ -331,8 +381,13 @@ def _merge(job, models, sources, out_dtype, found) -> Any:
     }
   try:
     plan = merging.plan(job.transform, base, experts, out_dtype=out_dtype)
+  except problems.ProblemError as error:  # That knows its line.
+    found += error.problems
+    return None
   except (ValueError, TypeError) as error:
-    found.append(problems.Problem(problems.Kind.CONFIG, (), str(error)))
+    found.append(
+      problems.Problem(problems.Kind.CONFIG, recipe.where, str(error))
+    )
     return None
   return Merge(job, base, experts, out_dtype, plan)
 

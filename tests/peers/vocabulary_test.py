@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
+from third_party import strict_yaml
 from third_party.huggingface import chat_templates
 from third_party.huggingface import checkpoint
-from third_party.huggingface import policies
 from third_party.huggingface import tied
 from third_party.huggingface import vocabulary
+from third_party.mergekit import tokens
 from third_party.peers import client
 
 RUNNER = pathlib.Path(client.__file__).with_name('on_tokenizers.py')
@@ -85,10 +86,12 @@ def _plan(folder, name, chat_template=None):
     each: checkpoint.open_checkpoint(folder / each, name=each)
     for each in ('base', 'x', 'y')
   }
-  policy = policies.parse(
-    config=TOKENIZERS.get(name, {'source': 'union'}),
-    chat_template=chat_template,
-  )
+  fields = {'tokenizer': TOKENIZERS.get(name, {'source': 'union'})}
+  if chat_template is not None:
+    fields['chat_template'] = chat_template
+  # JSON is YAML.
+  root = strict_yaml.load(json.dumps(fields))
+  policy = tokens.read_policy(root.mapping())
   base = None if name == 'baseless' else opened['base']
   plan = vocabulary.plan(policy, base, [opened['x'], opened['y']])
   assert not plan.problems

@@ -163,10 +163,10 @@ def _donor(
   if source in (policies.BASE, policies.UNION):
     return members[0]
   for each in members:
-    if source in (each.name, str(each.model.directory)):
+    if source == each.name:
       return each
   names = [each.name for each in members]
-  words = (policies.BASE, policies.UNION, policies.BY_ROW, *names)
+  words = (*policies.WORDS, *names)
   raise problems.refuse(
     problems.Kind.CONFIG,
     ('tokenizer', 'source'),
@@ -209,18 +209,13 @@ def _align(
   if policy.pad_to_multiple_of is not None:
     averaged = count
     rows = -(-count // policy.pad_to_multiple_of) * policy.pad_to_multiple_of
-  by_directory = {str(each.model.directory): each.name for each in members}
-  rules = {
-    token: rule._replace(model=by_directory.get(rule.model or '', rule.model))
-    for token, rule in policy.tokens.items()
-  }
   maps, nowhere = alignment.align(
     vocabularies,
     output.tokens,
     rows,
     donor=donor.name,
     base=base.name if base is not None else None,
-    rules=rules,
+    rules=policy.tokens,
     averaged=averaged,
   )
   notes = _told(output, vocabularies, donor, rows, averaged, nowhere)

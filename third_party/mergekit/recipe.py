@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import types
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class Recipe:
     name: What it calls the output; may be empty.
     seed: Its `random_seed`, if it has one.
     notes: What a person should know, such as settings without an effect.
-    file: Its name, for messages.
+    where: Of its method, for messages.
     text: The recipe as it was written.
   """
 
@@ -66,7 +67,7 @@ class Recipe:
   name: str
   seed: int | None
   notes: tuple[str, ...]
-  file: str
+  where: tuple[str, ...]
   text: str
 
   @property
@@ -113,12 +114,17 @@ class Recipe:
     return output.config(self, configs)
 
 
-def parse(text: str | bytes, file: str = '') -> Recipe:
+def parse(
+  text: str | bytes,
+  file: str = '',
+  same: Mapping[names.ModelRef, names.ModelRef] = types.MappingProxyType({}),
+) -> Recipe:
   """Reads a recipe, strictly, without looking at any model.
 
   Args:
     text: The YAML.
     file: Its name, for messages.
+    same: By model, the one that it is another name of.
 
   Returns:
     The recipe.
@@ -135,7 +141,7 @@ def parse(text: str | bytes, file: str = '') -> Recipe:
     ((ModelRef('a'), ModelRef('b')), 'bfloat16')
   """
   root = strict_yaml.load(text, file=file)
-  return _Reader(root).read(
+  return _Reader(root, same).read(
     text if isinstance(text, str) else text.decode('utf-8-sig')
   )
 
@@ -143,8 +149,13 @@ def parse(text: str | bytes, file: str = '') -> Recipe:
 class _Reader:
   """Reads one recipe, gathering what is wrong."""
 
-  def __init__(self, root: strict_yaml.Node):
+  def __init__(
+    self,
+    root: strict_yaml.Node,
+    same: Mapping[names.ModelRef, names.ModelRef],
+  ):
     self._root = root
+    self._same = same
     self._found = problems.Collector()
 
   def read(self, text: str) -> Recipe:
@@ -152,8 +163,7 @@ class _Reader:
     method = self._method(fields)
     if method is None:  # Nothing else can be judged.
       raise self._error()
-    base = self._get(fields, 'base_model', names.read_model)
-    reader = sources.Reader(self._root, method, base, self._found)
+    reader = sources.Reader(self._root, method, self._same, self._found)
     settings = reader.settings(fields.get('parameters'))
     if 'modules' in fields:
       inner = self._module(fields)
@@ -168,7 +178,7 @@ class _Reader:
       method=method,
       slices=tuple(slices),
       sliced='slices' in fields,
-      base=base,
+      base=reader.base,
       parameters=settings,
       dtype=self._get(fields, 'dtype', names.read_dtype),
       out_dtype=self._get(fields, 'out_dtype', names.read_dtype),
@@ -176,7 +186,7 @@ class _Reader:
       name=self._get(fields, 'name', strict_yaml.Node.string) or '',
       seed=self._get(fields, 'random_seed', lambda node: node.integer(0)),
       notes=tuple(reader.notes),
-      file=self._root.file,
+      where=fields['merge_method'].where,
       text=text,
     )
     if self._found.problems:
@@ -203,10 +213,10 @@ class _Reader:
     for key in root.value:
       if key in _ELSEWHERE:
         raise root.value[key].error(_ELSEWHERE[key])
-    # What aliases stand for may be written under any key.
-    named = [key for key, node in root.value.items() if node.is_repeated]
     with self._found:
-      root.mapping((*_KEYS, *named), of='a recipe', hints=sources.BELONGS)
+      return root.mapping(
+        _KEYS, of='a recipe', hints=sources.BELONGS, definitions=True
+      )
     return {
       key: node
       for key, node in root.value.items()

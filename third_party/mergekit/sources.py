@@ -30,6 +30,7 @@ class Reader:
   """Reads `models`, `slices` and their `parameters`, with the method known.
 
   Attributes:
+    base: The base model of the recipe, if it names one.
     notes: What a person should know.
   """
 
@@ -37,22 +38,23 @@ class Reader:
     self,
     root: strict_yaml.Node,
     method: methods.Method,
-    base: names.ModelRef | None,
+    same: Mapping[names.ModelRef, names.ModelRef],
     found: problems.Collector,
   ):
-    """Begins.
+    """Reads the base.
 
     Args:
       root: The recipe.
       method: Its method.
-      base: Its base model, if it names one.
+      same: By model, the one that it is another name of.
       found: Where problems go.
     """
     self.notes: list[str] = []
     self._root = root
     self._method = method
-    self._base = base
+    self._same = same
     self._found = found
+    self.base = self._base(root.value)
 
   def settings(
     self, node: strict_yaml.Node | None, *, of_model: bool = False
@@ -105,6 +107,16 @@ class Reader:
       ]
     return []
 
+  def _base(self, fields) -> names.ModelRef | None:
+    if 'base_model' in fields and not fields['base_model'].is_null:
+      with self._found:
+        return self._model(fields['base_model'])
+    return None
+
+  def _model(self, node) -> names.ModelRef:
+    model = names.read_model(node)
+    return self._same.get(model, model)
+
   def _note(self, note):
     if note not in self.notes:
       self.notes.append(note)
@@ -117,9 +129,9 @@ class Reader:
         fields = child.mapping(
           ('model', 'parameters'), of='a model', hints=BELONGS
         )
-        sources.append(self._source(child, fields, None, self._base))
+        sources.append(self._source(child, fields, None, self.base))
     with self._found:
-      self._check(node, self._base, sources, len(listed), sliced=False)
+      self._check(node, self.base, sources, len(listed), sliced=False)
     return plan.Slice(tuple(sources), None, {}, node)
 
   def _slice(self, node):
@@ -135,11 +147,8 @@ class Reader:
         )
       if 'sources' not in fields:
         raise node.error('expected the key sources, and it is missing')
-      own = None
-      if 'base_model' in fields:
-        with self._found:
-          own = names.read_model(fields['base_model'])
-      base = own or self._base
+      own = self._base(fields)
+      base = own or self.base
       sources = []
       listed = fields['sources'].items('sources')
       for child in listed:
@@ -155,10 +164,12 @@ class Reader:
           sources.append(self._source(child, values, layers, base))
       settings = self.settings(fields.get('parameters'))
       self._check(node, base, sources, len(listed), sliced=True)
-      lengths = {each.layers[1] - each.layers[0] for each in sources}
-      if len(lengths) > 1:
+      spans = (each.layers or (0, 0) for each in sources)
+      lengths = [end - first for first, end in spans]
+      if len(set(lengths)) > 1:
         told = ', '.join(
-          f'{each.model}: {each.layers[1] - each.layers[0]}' for each in sources
+          f'{each.model}: {length}'
+          for each, length in zip(sources, lengths, strict=True)
         )
         raise node.error(f'expected as many layers of every source, got {told}')
       return plan.Slice(tuple(sources), own, settings, node)
@@ -167,7 +178,7 @@ class Reader:
   def _source(self, node, fields, layers, base):
     if 'model' not in fields:
       raise node.error('expected the key model, and it is missing')
-    model = names.read_model(fields['model'])
+    model = self._model(fields['model'])
     settings = self.settings(fields.get('parameters'), of_model=True)
     if model == base and self._method.base != 'ignored':
       for name in settings:

@@ -72,9 +72,8 @@ def read_policy(fields: Mapping[str, strict_yaml.Node]) -> policies.Policy:
 
 
 def _source(node):
-  words = (policies.BASE, policies.UNION, policies.BY_ROW)
   if isinstance(node.value, str):
-    if node.value in words:
+    if node.value in policies.WORDS:
       return node.value
     # As mergekit wrote it at first.
     value = node.value.removeprefix('model:')

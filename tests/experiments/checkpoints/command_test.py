@@ -1,12 +1,15 @@
 """What a person is told by `experiments.merge` before anything is merged."""
 
+import contextlib
 import pathlib
 
+import numpy as np
 import pytest
 
 from experiments.checkpoints import command
 from tests.experiments.checkpoints import tiny
 from third_party import problems
+from third_party.huggingface import checkpoint as checkpoint_lib
 
 
 @pytest.fixture
@@ -26,6 +29,13 @@ def merge(recipe, target='out', **flags):
   command.merge(path, pathlib.Path(target), command.Flags(**flags))
 
 
+@contextlib.contextmanager
+def checkpoint(directory):
+  model = checkpoint_lib.open_checkpoint(directory)
+  yield model
+  model.close()
+
+
 def told(recipe, target='out', **flags):
   with pytest.raises(problems.ProblemError) as error:
     merge(recipe, target, **flags)
@@ -41,7 +51,11 @@ models:
 - {model: code, parameters: {weight: 0.5}}
 parameters: {lambda: [{filter: lm_head, value: 2}, {value: 1}]}
 """
-NATIVE = '{{base: base, experts: {{math: math, code: code}}, merge: {}}}'
+NATIVE = """\
+base: base
+experts: {{math: math, code: code}}
+merge: {}
+"""
 
 
 def test_the_plan_has_a_line_for_equal_layers(home, capsys):
@@ -112,7 +126,74 @@ def test_seeds_that_jax_would_shorten_are_refused(home, seed):
 
 def test_a_transform_that_does_not_end_in_one_change(home):
   (problem,) = told(NATIVE.format('{trim: 0.5}'))
+  assert problem.startswith('recipe.yml:3 / merge: the transform leaves 2')
   assert 'end the chain with mean() or total()' in problem
+
+
+NESTED = """
+- trim: 0.5
+- dare:
+    rate: 0.5
+    inner:
+      tsv: {leaves: zz}
+"""
+
+
+@pytest.mark.parametrize(
+  ('merge', 'where', 'what'),
+  [
+    (NESTED, '8 / merge[1].dare.inner', "no leaf with two axes matches 'zz'"),
+    ('\n- weigh: {mth: 1}\n- total', '4 / merge[0]', "did you mean 'math'?"),
+    ('{iso_c: {leaves: norm}}', '3 / merge', 'no leaf with two axes'),
+    ('{slerp: 0.5}', '3 / merge', "Say so with toward='math'"),
+  ],
+)
+def test_what_only_models_show_to_be_wrong_has_a_line(home, merge, where, what):
+  (problem,) = told(NATIVE.format(merge))
+  assert problem.startswith(f'recipe.yml:{where}: ')
+  assert what in problem
+
+
+@pytest.mark.parametrize('source', ['code', 'there', './here/../link', 'here/'])
+def test_the_tokenizer_of_an_expert_by_any_of_its_names(home, source):
+  config = {**tiny.CONFIG, 'vocab_size': 12}
+  model = tiny.tensors(3)
+  for path in ('lm_head.weight', 'model.embed_tokens.weight'):
+    model[path] = model[path][:12]
+  here = tiny.save(home / 'here', model, config, tokens=12)
+  (home / 'link').symlink_to(here)
+  source = str(here) if source == 'there' else source
+  merge(f"""
+    base: base
+    experts: {{math: math, code: ./here}}
+    merge: average
+    tokenizer_source: {source}
+  """)
+  with checkpoint(home / 'out') as out:
+    assert out.specs['lm_head.weight'].shape == (12, 8)
+
+
+SPELLINGS = ['base/', './base', 'code/../base', 'absolute', 'link']
+
+
+@pytest.mark.parametrize('spelling', SPELLINGS)
+def test_a_directory_by_two_names_is_one_model(home, capsys, spelling):
+  (home / 'link').symlink_to(home / 'base')
+  spelling = str(home / 'base') if spelling == 'absolute' else spelling
+  recipe = GRADIENT.replace('base_model: base', f'base_model: {spelling}')
+  merge(recipe.replace('models:', 'models:\n- model: base'), plan=True)
+  shown = capsys.readouterr()
+  assert shown.out.count('39 tensors, ') == 3
+  assert f'note: base and {spelling} are one model' in shown.err
+  (problem,) = told(recipe.replace('model: code', f'model: {home}/math'))
+  assert problem == (
+    "recipe.yml:5 / models: 'math' is here twice; list every model once"
+  )
+
+
+def test_a_place_that_no_model_has(home):
+  (problem, *_) = told(GRADIENT, model_paths=['maht=code'])
+  assert problem == "--model_path maht: no model has it; did you mean 'math'?"
 
 
 def test_vocabularies_that_differ_are_told_once(home):
@@ -123,6 +204,19 @@ def test_vocabularies_that_differ_are_told_once(home):
   tiny.save(home / 'math', model, config, tokens=18)
   (problem,) = told(GRADIENT)
   assert 'expected the vocabulary of base (16 tokens' in problem
+
+
+def test_float64_is_told_and_refused_if_strict(home, capsys):
+  model = tiny.tensors(3)
+  model['model.norm.weight'] = model['model.norm.weight'].astype(np.float64)
+  tiny.save(home / 'code', model)
+  said = (
+    'code: has tensors of float64, which are merged in float32: '
+    "'model.norm.weight'"
+  )
+  merge(GRADIENT, plan=True)
+  assert f'note: {said}' in capsys.readouterr().err
+  assert said in told(GRADIENT, strict=True)
 
 
 def test_values_are_told_by_the_models_of_the_recipe(home):

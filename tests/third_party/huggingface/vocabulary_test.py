@@ -8,6 +8,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from third_party import problems
+from third_party.huggingface import alignment
 from third_party.huggingface import chat_templates
 from third_party.huggingface import checkpoint
 from third_party.huggingface import layout
@@ -148,7 +149,7 @@ def test_rows_of_equal_number_merge_if_asked(make):
   base = make('base', ['a', 'b', 'c'])
   swapped = make('swapped', ['a', 'c', 'b'])
   padded = make('padded', ['a', 'b', 'c'], 8)
-  policy = policies.parse('rows')
+  policy = policies.Policy('rows')
   assert not vocabulary.plan(policy, base, [swapped]).problems
   assert 'padded' in _messages(vocabulary.plan(policy, base, [padded]))
 
@@ -170,7 +171,7 @@ def test_union(make, tmp_path, tied):
   base = make('base', ['a', 'b', 'c'], tied=tied)
   x = make('x', ['c', 'a', 'd'], added=['<x>'], tied=tied)
   y = make('y', ['d', 'a', 'b', 'c'], tied=tied)
-  plan = vocabulary.plan(policies.parse('union'), base, [x, y])
+  plan = vocabulary.plan(policies.Policy('union'), base, [x, y])
   assert not plan.problems
   assert plan.config_changes == {'vocab_size': 5}
   tokens = {'a': 0, 'b': 1, 'c': 2, 'd': 3, '<x>': 4}
@@ -202,7 +203,7 @@ def test_the_vocabulary_of_an_expert_brings_its_ids(make):
     config={'bos_token_id': 1, 'eos_token_id': 2},
     files={'generation_config.json': {'eos_token_id': 2}},
   )
-  plan = vocabulary.plan(policies.parse('x'), base, [x])
+  plan = vocabulary.plan(policies.Policy('x'), base, [x])
   assert not plan.problems
   assert plan.config_changes == {
     'vocab_size': 4,
@@ -220,22 +221,22 @@ def test_the_vocabulary_of_an_expert_brings_its_ids(make):
 def test_rows_that_pad_are_kept_unless_a_multiple_is_asked_for(make):
   base = make('base', ['a', 'b', 'c'], 8)
   x = make('x', ['a', 'b', 'c'], added=['<x>'])
-  plan = vocabulary.plan(policies.parse('union'), base, [x])
+  plan = vocabulary.plan(policies.Policy('union'), base, [x])
   assert not plan.config_changes
   b, x_ = make.weights['base'][HEAD], make.weights['x'][HEAD]
   np.testing.assert_array_equal(
     _read(plan.sources['base'], HEAD), [*b[:3], x_[3], *b[4:]]
   )
   np.testing.assert_array_equal(_read(plan.sources['x'], HEAD), [*x_, *b[4:]])
-  config = {'source': 'union', 'pad_to_multiple_of': 3}
-  plan = vocabulary.plan(policies.parse(config=config), base, [x])
+  policy = policies.Policy('union', pad_to_multiple_of=3)
+  plan = vocabulary.plan(policy, base, [x])
   assert plan.config_changes == {'vocab_size': 6}
   mean = x_.mean(axis=0)
   np.testing.assert_allclose(
     _read(plan.sources['x'], HEAD), [*x_, mean, mean], rtol=1e-6
   )
-  dropped = {'source': 'base', 'pad_to_multiple_of': 1}
-  plan = vocabulary.plan(policies.parse(config=dropped), base, [x])
+  policy = policies.Policy('base', pad_to_multiple_of=1)
+  plan = vocabulary.plan(policy, base, [x])
   assert plan.config_changes == {'vocab_size': 3}
   np.testing.assert_array_equal(_read(plan.sources['base'], HEAD), b[:3])
 
@@ -243,7 +244,7 @@ def test_rows_that_pad_are_kept_unless_a_multiple_is_asked_for(make):
 def test_tokens_beyond_the_rows_are_told_and_left_alone(make):
   base = make('base', ['a', 'b', 'c'], 3, added=['[PAD]'])
   x = make('x', ['a', 'b', 'c'], 3)
-  plan = vocabulary.plan(policies.parse('base'), base, [x])
+  plan = vocabulary.plan(policies.Policy('base'), base, [x])
   assert not plan.problems
   assert not plan.config_changes
   assert "tokens without a row in its embedding: '[PAD]'" in ' '.join(
@@ -251,7 +252,7 @@ def test_tokens_beyond_the_rows_are_told_and_left_alone(make):
   )
   # An expert that has a row for it gives it to all, in a union.
   y = make('y', ['a', 'b', 'c'], added=['[PAD]'])
-  plan = vocabulary.plan(policies.parse('union'), base, [x, y])
+  plan = vocabulary.plan(policies.Policy('union'), base, [x, y])
   assert plan.config_changes == {'vocab_size': 4}
   np.testing.assert_array_equal(
     _read(plan.sources['x'], HEAD)[3], make.weights['y'][HEAD][3]
@@ -261,17 +262,13 @@ def test_tokens_beyond_the_rows_are_told_and_left_alone(make):
 def test_rules_for_tokens(make, tmp_path):
   base = make('base', ['a', 'b', 'c'])
   x = make('x', ['a', 'b', 'c'])
-  policy = policies.parse(
-    config={
-      'source': 'base',
-      'tokens': {
-        'b': {'source': str(x.directory), 'force': True},
-        '<new>': {
-          'source': {'kind': 'model_token', 'model': 'x', 'token_id': 2}
-        },
-        '<zero>': {'source': {'kind': 'zero'}},
-      },
-    }
+  policy = policies.Policy(
+    'base',
+    {
+      'b': alignment.Rule('x', force=True),
+      '<new>': alignment.Rule('x', row=2),
+      '<zero>': alignment.Rule(),
+    },
   )
   plan = vocabulary.plan(policy, base, [x])
   assert not plan.problems
@@ -291,7 +288,7 @@ def test_all_tensors_by_token_follow(make):
     path: tuple(8 if n == 9 else n for n in s) for path, s in extra.items()
   }
   x = make('x', list('abcdefgh'), extra={**shorter, 'odd.proj': (4, 9)})
-  plan = vocabulary.plan(policies.parse('x'), base, [x])
+  plan = vocabulary.plan(policies.Policy('x'), base, [x])
   assert not plan.problems
   specs = plan.sources['base'].specs
   changed = {p for p in specs if specs[p].shape != base.specs[p].shape}
@@ -302,7 +299,7 @@ def test_embeddings_that_do_not_fit_are_refused(make):
   base = make('base', ['a', 'b', 'c'])
   x = make('x', ['a', 'b'], extra={HEAD: (3, WIDTH)})
   y = make('y', ['a', 'b'], extra={EMBEDDING: (2, 5)})
-  plan = vocabulary.plan(policies.parse('base'), base, [x, y])
+  plan = vocabulary.plan(policies.Policy('base'), base, [x, y])
   text = _messages(plan)
   assert f'x / {HEAD}: expected (2, 4)' in text
   assert f'y / {EMBEDDING}: expected (2, 4)' in text
@@ -311,10 +308,10 @@ def test_embeddings_that_do_not_fit_are_refused(make):
 
 def test_sources_that_are_not_there(make):
   base = make('base', ['a', 'b', 'c'])
-  plan = vocabulary.plan(policies.parse('unoin'), base, [])
+  plan = vocabulary.plan(policies.Policy('unoin'), base, [])
   assert "no model 'unoin'; did you mean 'union'?" in _messages(plan)
   bare = make('bare', [], 3)
-  plan = vocabulary.plan(policies.parse('bare'), base, [bare])
+  plan = vocabulary.plan(policies.Policy('bare'), base, [bare])
   assert 'bare: has no tokenizer' in _messages(plan)
 
 
@@ -332,7 +329,7 @@ def test_all_problems_are_found_at_once(make):
 def test_untying_and_mapping_together(make):
   base = make('base', ['a', 'b', 'c'], tied=True)
   x = make('x', ['c', 'b', 'a'])
-  plan = vocabulary.plan(policies.parse('base'), base, [x], untie=True)
+  plan = vocabulary.plan(policies.Policy('base'), base, [x], untie=True)
   assert not plan.problems
   assert plan.config_changes == {'tie_word_embeddings': False}
   embedding = make.weights['base'][EMBEDDING]
@@ -369,7 +366,7 @@ def test_chat_templates(make, wish, text):
       'tokenizer_config.json': {'chat_template': several, 'bos_token': 'a'},
     },
   )
-  policy = policies.parse(chat_template=wish)
+  policy = policies.Policy(chat_template=wish)
   plan = vocabulary.plan(policy, base, [x, y])
   assert not plan.problems
   assert plan.files['chat_template.jinja'].decode() == text
@@ -383,57 +380,15 @@ def test_chat_templates(make, wish, text):
 def test_the_template_that_is_there_stays(make):
   files = {'chat_template.jinja': b'{{ one }}\n'}
   base = make('base', ['a', 'b'], files=files)
-  policy = policies.parse(chat_template='auto')
+  policy = policies.Policy(chat_template='auto')
   plan = vocabulary.plan(policy, base, [])
   assert isinstance(plan.files['chat_template.jinja'], pathlib.Path)
   bare = make('bare', ['a', 'b'])
   plan = vocabulary.plan(policy, bare, [])
   assert 'chat_template: no model has one' in plan.notes
-  wrong = policies.parse(chat_template='chatlm')
+  wrong = policies.Policy(chat_template='chatlm')
   text = _messages(vocabulary.plan(wrong, base, []))
   assert "did you mean 'chatml'?" in text
-
-
-@pytest.mark.parametrize(
-  ('arguments', 'message'),
-  [
-    ({'tokenizer_source': 3}, 'tokenizer / source: expected text, got 3'),
-    ({'tokenizer_source': 'a', 'config': {}}, 'got both'),
-    ({'config': []}, 'tokenizer: expected a mapping'),
-    ({'config': {'sorce': 'x'}}, "sorce: is unknown; did you mean 'source'?"),
-    ({'config': {'pad_to_multiple_of': 0}}, 'expected a positive integer'),
-    ({'config': {'pad_to_multiple_of': True}}, 'expected a positive integer'),
-    ({'config': {'tokens': ['a']}}, 'tokens: expected a mapping'),
-    ({'config': {'tokens': {'a': 'x'}}}, 'tokens / a: expected a mapping'),
-    ({'config': {'tokens': {'a': {'force': 1}}}}, 'expected a bool, got 1'),
-    ({'config': {'tokens': {'a': {'force': True}}}}, 'force needs a source'),
-    ({'config': {'tokens': {'a': {'source': {'kind': 'z'}}}}}, 'kind: zero'),
-    (
-      {
-        'config': {
-          'tokens': {
-            'a': {
-              'source': {
-                'kind': 'model_token',
-                'model': 'm',
-                'token': 't',
-                'token_id': 1,
-              }
-            }
-          }
-        }
-      },
-      'with a token or an integer token_id',
-    ),
-    ({'config': {'source': 'rows', 'pad_to_multiple_of': 8}}, 'no meaning'),
-    ({'chat_template': ''}, "expected text, got ''"),
-  ],
-)
-def test_recipes_that_are_not_sound(arguments, message):
-  with pytest.raises(problems.ProblemError) as caught:
-    policies.parse(**arguments)
-  assert message in str(caught.value)
-  assert caught.value.status == problems.Kind.CONFIG
 
 
 def test_a_plan_reads_no_tensors(make, monkeypatch):
@@ -442,4 +397,4 @@ def test_a_plan_reads_no_tensors(make, monkeypatch):
   monkeypatch.setattr(
     checkpoint.Checkpoint, 'read', lambda *_: pytest.fail('read a tensor')
   )
-  assert not vocabulary.plan(policies.parse('union'), base, [x]).problems
+  assert not vocabulary.plan(policies.Policy('union'), base, [x]).problems

@@ -278,6 +278,34 @@ _FAULTS = {
     'tokenizer: {source: base}',
     'r.yml:4 / tokenizer: expected tokenizer_source or tokenizer, got both',
   ),
+  'rows to pad to': (
+    f'merge_method: linear\n{_MODELS}\ntokenizer: {{pad_to_multiple_of: 0}}',
+    'r.yml:3 / tokenizer.pad_to_multiple_of: expected 1 or more, got 0',
+  ),
+  'tokens as a list': (
+    f'merge_method: linear\n{_MODELS}\ntokenizer: {{tokens: [a]}}',
+    'r.yml:3 / tokenizer.tokens: expected a mapping as lines of',
+  ),
+  'force without a source': (
+    f'merge_method: linear\n{_MODELS}\ntokenizer: {{tokens: {{a: '
+    '{force: true}}}',
+    'r.yml:3 / tokenizer.tokens.a: force needs a source',
+  ),
+  'kind of a token': (
+    f'merge_method: linear\n{_MODELS}\ntokenizer: {{tokens: {{a: '
+    '{source: {kind: zeros}}}}',
+    "unknown kind 'zeros'; did you mean 'zero'?",
+  ),
+  'two names of a token': (
+    f'merge_method: linear\n{_MODELS}\ntokenizer: {{tokens: {{a: '
+    '{source: {kind: model_token, model: m, token: t, token_id: 1}}}}',
+    'expected model, and one of token and token_id',
+  ),
+  'rows that pad by row': (
+    f'merge_method: linear\n{_MODELS}\n'
+    'tokenizer: {source: rows, pad_to_multiple_of: 8}',
+    "r.yml:3 / tokenizer.pad_to_multiple_of: has no meaning with 'rows'",
+  ),
   'a model that is a number': (
     'merge_method: linear\nmodels: [{model: 7}]',
     "YAML reads '7' as a number; put it in quotes",
