@@ -65,6 +65,13 @@ _VERIFY = flags.DEFINE_enum(
   ['quick', 'full'],
   'Whether to read all values of the output again.',
 )
+_HASH = flags.DEFINE_enum(
+  'hash',
+  'known',
+  ['known', 'full'],
+  'SHA-256 of input files in the report: those that the Hub gave, or of all,'
+  ' which reads them once more.',
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -91,6 +98,7 @@ def main(argv: Sequence[str]) -> None:
       allow_nonfinite=_ALLOW_NONFINITE.value,
       model_paths=_MODEL_PATH.value,
       full_verify=_VERIFY.value == 'full',
+      hash=_HASH.value,
     ),
   )
 

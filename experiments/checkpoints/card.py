@@ -38,8 +38,7 @@ class MergedModel:
     name: As the recipe calls it.
     role: Whether it is the base.
     hub_id: Its name on the Hugging Face Hub, or nothing; see `hub_id`.
-    fingerprint: By file what tells it from others: its `size` and the `sha256`
-      of its header, as `Checkpoint.fingerprint` returns them.
+    files: By name of a file what tells it from others, see `hashes.described`.
     size: Bytes of its tensors.
     tensors: How many it has.
   """
@@ -47,7 +46,7 @@ class MergedModel:
   name: str
   role: Literal['base', 'expert']
   hub_id: str = ''
-  fingerprint: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+  files: Mapping[str, Mapping[str, Any]] = dataclasses.field(
     default_factory=dict
   )
   size: int = 0
@@ -226,25 +225,38 @@ def _cite(reference: references_lib.Reference) -> str:
   )
 
 
+# What there may be of a file, and what it says.
+_SUMS = {
+  'sha256': 'of whole files, read for this card',
+  'hub_sha256': 'of whole files, as the Hub gave them',
+  'header_sha256': 'of headers, which say what tensors there are',
+}
+
+
 def _models(models: Sequence[MergedModel]) -> str:
-  rows = [['model', 'role', 'tensors', 'size', 'files', 'SHA-256 of headers']]
+  rows = [['model', 'role', 'tensors', 'size', 'files', 'SHA-256']]
+  used = set()
   for each in models:
-    sums = [
-      str(file['sha256'])[:12]
-      for file in each.fingerprint.values()
-      if 'sha256' in file
-    ]
+    sums = []
+    for file in each.files.values():
+      kind = next((kind for kind in _SUMS if kind in file), None)
+      if kind is not None:
+        sums.append(str(file[kind])[:12])
+        used.add(kind)
     rows.append(
       [
         text.code(each.name),
         each.role,
         f'{each.tensors:,}' if each.tensors else '',
         text.size_of(each.size) if each.size else '',
-        str(len(each.fingerprint) or ''),
+        str(len(each.files) or ''),
         ' '.join(map(text.code, sums[:2])) + (' …' if sums[2:] else ''),
       ]
     )
-  return text.table(rows)
+  told = [said for kind, said in _SUMS.items() if kind in used]
+  return '\n\n'.join(
+    [text.table(rows), *([f'SHA-256: {"; ".join(told)}.'] if told else [])]
+  )
 
 
 def _reproduction(result: MergeResult) -> str:

@@ -13,6 +13,7 @@ from experiments.checkpoints import memory
 from experiments.checkpoints import plan as plan_lib
 from experiments.checkpoints import prepare
 from experiments.checkpoints import run
+from experiments.checkpoints import stages
 from experiments.checkpoints import text
 from experiments.runtime import errors
 from third_party import problems
@@ -40,6 +41,7 @@ class Flags:
   allow_nonfinite: bool = False
   model_paths: Sequence[str] = ()
   full_verify: bool = False
+  hash: Any = 'known'
 
 
 def size(value: str, flag: str) -> int:
@@ -100,6 +102,7 @@ def merge(recipe: Path, target: Path, flags: Flags) -> None:
     resume=flags.resume,
     allow_nonfinite=flags.allow_nonfinite,
     full_verify=flags.full_verify,
+    hash=flags.hash,
   )
   places = {}
   for each in flags.model_paths:
@@ -144,8 +147,8 @@ def merge(recipe: Path, target: Path, flags: Flags) -> None:
   for each in strangers:
     _say(f'note: {text.clean(each)}')
   prepared = dataclasses.replace(prepared, notes=(*prepared.notes, *strangers))
-  meter = run.Meter(prepared.bytes_read)
-  result = run.run(prepared, target, settings, notify=_say, meter=meter)
+  meter = stages.Meter(prepared.bytes_read)
+  result = run.run(prepared, commit, settings, notify=_say, meter=meter)
   if flags.json:
     print(json_lib.dumps(card.report(result), indent=2))
   else:

@@ -1,7 +1,12 @@
-"""The memory of the process: how much it holds, and how it keeps it."""
+"""The memory of the process: what it holds and keeps, and what is left."""
 
+from collections.abc import Iterable
 import contextlib
 import ctypes
+from typing import Any
+
+from experiments.checkpoints import text
+from third_party import problems
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -41,3 +46,34 @@ def held(field: str = 'RssAnon') -> int:
       if line.startswith(f'{field}:'):
         return int(line.split()[1]) * 1024
   return 0
+
+
+def room(max_memory: int | None, models: Iterable[Any] = ()) -> int | None:
+  """Bytes that are left for tensors beside what the process holds now.
+
+  Args:
+    max_memory: Most bytes that the process may take, or `None`.
+    models: Checkpoints and other sources: those of Orbax hold the pieces that
+      they decode, models with adapters a few whole tensors.
+
+  Returns:
+    The bytes, or `None`.
+
+  Raises:
+    problems.ProblemError: Nothing is left.
+  """
+  if max_memory is None:
+    return None
+  floor = held() + (64 << 20)  # Compiling takes some.
+  for model in {id(each): each for each in models}.values():
+    floor += 3 * getattr(model, 'chunk_bytes', 0)
+    floor += getattr(model, 'held_bytes', 0)
+  if max_memory < floor + (16 << 20):
+    raise problems.refuse(
+      problems.Kind.SPACE,
+      ('--max_memory',),
+      f'expected at least {text.size_of(floor + (16 << 20))}, which the '
+      f'program needs before it reads a tensor, got '
+      f'{text.size_of(max_memory)}',
+    )
+  return max_memory - floor

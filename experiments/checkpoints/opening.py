@@ -14,6 +14,7 @@ from merging import patterns
 from merging import streams
 from third_party import problems
 from third_party.huggingface import checkpoint as checkpoint_lib
+from third_party.huggingface import hub
 from third_party.mergekit import names
 from third_party.peft import adapted
 from third_party.peft import adapter as adapter_lib
@@ -32,6 +33,8 @@ class Model:
     directory: Where the checkpoint lies.
     side_files: Names of what lies beside the weights.
     specs: Of all tensors.
+    weights: Paths of the files that hold them, by name, those of the adapter
+      too.
     notes: What a person should know.
   """
 
@@ -55,8 +58,13 @@ class Model:
     self.files = files
     self.adapter = None
     self.notes = [str(each) for each in checkpoint.problems]
+    self.weights = {
+      name: Path(self.directory, name) for name in checkpoint.fingerprint()
+    }
     source: streams.Source = checkpoint
     if files is not None:
+      path = Path(files.directory, adapter_lib.WEIGHTS)
+      self.weights[adapter_lib.WEIGHTS] = path
       self.adapter = files.fit(checkpoint.specs, ref.path)
       self.notes += [str(each) for each in self.adapter.notes]
       source = adapted.Adapted(checkpoint, self.adapter)
@@ -66,6 +74,27 @@ class Model:
   def read(self, path: str, start: int, out: np.ndarray) -> None:
     """Fills `out` with entries of a tensor."""
     self.source.read(path, start, out)
+
+  def fingerprint(self) -> dict[str, dict[str, Any]]:
+    """Returns what tells its files from others, by the names in `weights`."""
+    found = self.checkpoint.fingerprint()
+    if self.files is None:
+      return found
+    return {**found, adapter_lib.WEIGHTS: self.files.file.fingerprint()}
+
+  def check_unchanged(self) -> None:
+    """Checks that no file of weights has changed since it was opened.
+
+    Raises:
+      problems.ProblemError: Names all files that have.
+    """
+    found = problems.Collector()
+    with found:
+      self.checkpoint.check_unchanged()
+    if self.files is not None:
+      with found:
+        self.files.file.place.check_unchanged()
+    found.check()
 
 
 def check_places(
@@ -228,7 +257,7 @@ def find(
       raise problems.refuse(
         problems.Kind.INPUT, (name,), 'is a file', 'name its directory'
       )
-  snapshot = None if name in places else _in_cache(name, revision)
+  snapshot = None if name in places else hub.snapshot(name, revision)
   if snapshot is not None:
     return snapshot.resolve()
   looks = name not in places and name.count('/') == 1 and name[0] not in './~'
@@ -260,17 +289,3 @@ def _beside(paths: Iterable[Path]) -> list[str]:
     with contextlib.suppress(OSError):
       found += [each.name for each in os.scandir(path.parent) if each.is_dir()]
   return found
-
-
-def _in_cache(name: str, revision: str | None) -> Path | None:
-  home = os.environ.get('HF_HOME', '~/.cache/huggingface')
-  hub = Path(os.environ.get('HF_HUB_CACHE', os.path.join(home, 'hub')))
-  if name.count('/') != 1 or '..' in name:
-    return None
-  folder = hub.expanduser() / f'models--{name.replace("/", "--")}'
-  wanted = revision or 'main'
-  reference = folder / 'refs' / wanted
-  if reference.is_file():
-    wanted = reference.read_text(encoding='utf-8').strip()
-  snapshot = folder / 'snapshots' / wanted
-  return snapshot if '/' not in wanted and snapshot.is_dir() else None

@@ -119,7 +119,7 @@ class OrbaxModel:
 
     Returns:
       By file its `size` and when it was `modified`, in nanoseconds, and the
-      `sha256` of those that say what the others hold.
+      `header_sha256` of those that say what the others hold.
     """
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(self.files, key=lambda path: path.name not in _HASHED):
@@ -133,7 +133,7 @@ class OrbaxModel:
         }
         if path.name in _HASHED:
           content = path.read_bytes()
-          found[name]['sha256'] = hashlib.sha256(content).hexdigest()
+          found[name]['header_sha256'] = hashlib.sha256(content).hexdigest()
     return found
 
   def check_unchanged(self) -> None:

@@ -1,30 +1,28 @@
 """Carrying a prepared merge out: stream, verify, publish."""
 
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Mapping
 import contextlib
 import dataclasses
 import importlib.metadata
 import json
-import os
 from pathlib import Path
 import platform
 import shutil
-import sys
 import time
 from typing import Any
 from typing import Literal
-from typing import TextIO
 
 from experiments.checkpoints import card
+from experiments.checkpoints import hashes
+from experiments.checkpoints import inputs
 from experiments.checkpoints import memory
 from experiments.checkpoints import prepare
+from experiments.checkpoints import stages
 from experiments.checkpoints import text
 from experiments.checkpoints import verify as verify_lib
 from experiments.runtime import commit as commit_lib
 from experiments.runtime import files
-from experiments.runtime import progress as progress_lib
 import merging
 from merging import streaming
 from third_party import problems
@@ -50,6 +48,8 @@ class Settings:
     resume: Whether to continue a run that was stopped; Orbax cannot.
     allow_nonfinite: Whether NaN and infinities are merged like numbers.
     full_verify: Whether to read the output again and look at every value.
+    hash: Whether the report has the SHA-256 of input files as far as the Hub
+      gave them, or of all files, which are read for it.
   """
 
   format: Literal['huggingface', 'orbax'] = 'huggingface'
@@ -60,6 +60,7 @@ class Settings:
   resume: bool = False
   allow_nonfinite: bool = False
   full_verify: bool = False
+  hash: Literal['known', 'full'] = 'known'
 
 
 def commit_of(
@@ -71,7 +72,9 @@ def commit_of(
   """Returns the commit that a merge would be."""
   return commit_lib.Commit(
     target,
-    fingerprint=_fingerprint(prepared, settings),
+    fingerprint=inputs.fingerprint(
+      prepared, format=settings.format, shard_size=settings.shard_size
+    ),
     inputs=prepared.inputs,
     overwrite=settings.overwrite,
     resume=settings.resume,
@@ -81,17 +84,17 @@ def commit_of(
 
 def run(
   prepared: prepare.Prepared,
-  target: Path,
+  commit: commit_lib.Commit,
   settings: Settings,
   *,
   notify: Callable[[str], object] = lambda line: None,
-  meter: 'Meter | None' = None,
+  meter: stages.Meter | None = None,
 ) -> card.MergeResult:
   """Merges, verifies and publishes.
 
   Args:
     prepared: The merge.
-    target: Where the model goes.
+    commit: Where the model goes, see `commit_of`; it is entered here.
     settings: How it is written.
     notify: Called with what a person should know.
     meter: Shows how far the merge is.
@@ -103,14 +106,14 @@ def run(
     problems.ProblemError: With what went wrong; nothing is at the target, or
       what was there before.
   """
-  began = time.perf_counter()
   timings: dict[str, float] = {}
-  limit = room(settings.max_memory, _holding(prepared))
-  before = _fingerprint(prepared, settings)
-  with commit_of(prepared, target, settings, notify) as commit:
+  limit = memory.room(settings.max_memory, _holding(prepared))
+  with commit:
     found = tied.differing(prepared.vocabulary.duplicates)
     if found:
       raise problems.ProblemError(found)
+    files_of = _files_of(prepared, settings, timings, meter)
+    start = time.perf_counter()
     kept: frozenset[str] = frozenset()
     orbax = settings.format == 'orbax'
     if orbax:
@@ -129,21 +132,21 @@ def run(
     with writer as sink:
       for merge in prepared.merges:
         _stream(merge, sink, kept, settings, limit, meter)
-      timings['merge'] = time.perf_counter() - began
+      timings['merge'] = time.perf_counter() - start
       sink.finish()
     written = isinstance(sink, writer_lib.CheckpointWriter)
     fingerprints = sink.fingerprints if written else None
     if meter is not None:
       meter.close()
-    timings['write to disk'] = time.perf_counter() - began - timings['merge']
+    timings['write to disk'] = time.perf_counter() - start - timings['merge']
     with storage.reported(commit.partial):
       _write_side_files(commit.partial, prepared)
-    _check_unchanged(prepared, settings, before)
+    inputs.check_beside(prepared, commit.fingerprint)
     start = time.perf_counter()
     findings = verify_lib.verify(
       commit.partial,
       name=commit.target.name,
-      inputs=[model.checkpoint for model in prepared.models.values()],
+      inputs=list(prepared.models.values()),
       base=next(iter(prepared.models.values())) if prepared.has_base else None,
       expected=prepared.specs,
       fingerprints=fingerprints,
@@ -154,7 +157,7 @@ def run(
     )
     timings['verify'] = time.perf_counter() - start
     findings.raise_problems()
-    result = _result(prepared, commit.target.name, timings, findings)
+    result = _result(prepared, commit.target.name, timings, findings, files_of)
     if orbax:
       result = dataclasses.replace(result, library='orbax')
     with storage.reported(commit.partial):
@@ -184,7 +187,7 @@ def shortages(
     except problems.ProblemError as error:
       found += error.problems
   try:
-    limit = room(settings.max_memory, _holding(prepared))
+    limit = memory.room(settings.max_memory, _holding(prepared))
   except problems.ProblemError as error:
     return [*found, *error.problems]
   most = max(
@@ -262,96 +265,22 @@ def _holding(prepared) -> list[Any]:
   return [each for m in models for each in (m.checkpoint, m.source)]
 
 
-def room(max_memory: int | None, models: Iterable[Any] = ()) -> int | None:
-  """Bytes that are left for tensors beside what the process holds now.
-
-  Args:
-    max_memory: Most bytes that the process may take, or `None`.
-    models: Checkpoints and other sources: those of Orbax hold the pieces that
-      they decode, models with adapters a few whole tensors.
-
-  Returns:
-    The bytes, or `None`.
-
-  Raises:
-    problems.ProblemError: Nothing is left.
-  """
-  if max_memory is None:
-    return None
-  floor = memory.held() + (64 << 20)  # Compiling takes some.
-  for model in {id(each): each for each in models}.values():
-    floor += 3 * getattr(model, 'chunk_bytes', 0)
-    floor += getattr(model, 'held_bytes', 0)
-  if max_memory < floor + (16 << 20):
-    raise problems.refuse(
-      problems.Kind.SPACE,
-      ('--max_memory',),
-      f'expected at least {text.size_of(floor + (16 << 20))}, which the '
-      f'program needs before it reads a tensor, got '
-      f'{text.size_of(max_memory)}',
+def _files_of(prepared, settings, timings, meter) -> dict[str, Any]:
+  """By model, the files that hold its tensors and what tells them apart."""
+  models = prepared.models.values()
+  computed = {}
+  if settings.hash == 'full':
+    start = time.perf_counter()
+    computed = hashes.taken(
+      models,
+      workers=settings.workers or 2,
+      progress=None if meter is None else stages.Stage('hashing').bytes,
     )
-  return max_memory - floor
-
-
-def _fingerprint(prepared, settings) -> dict[str, Any]:
-  """All that decides what is written."""
+    timings['hash'] = time.perf_counter() - start
+  claimed = hashes.known(models)
   return {
-    'recipe': prepared.recipe.text,
-    'seed': prepared.seed,
-    'models': {
-      str(ref): model.checkpoint.fingerprint()
-      for ref, model in prepared.models.items()
-    },
-    'adapters': {
-      str(ref): _identities(
-        model.files.directory,
-        ('adapter_config.json', 'adapter_model.safetensors'),
-      )
-      for ref, model in prepared.models.items()
-      if model.files is not None
-    },
-    'tensors': [
-      [spec.path, list(spec.shape), str(spec.dtype)]
-      for spec in prepared.specs.values()
-    ],
-    'beside': {
-      str(ref): _identities(model.directory, ('config.json', *model.side_files))
-      for ref, model in prepared.models.items()
-    },
-    'config': prepared.config,
-    'format': settings.format,
-    'shard_size': settings.shard_size,
-    'version': importlib.metadata.version('arithmerge'),
+    model.name: hashes.described(model, computed, claimed) for model in models
   }
-
-
-def _identities(directory, names) -> dict[str, list[int]]:
-  """Sizes and times of files, of those that are there."""
-  found = {}
-  for name in names:
-    with contextlib.suppress(OSError):
-      status = os.stat(os.path.join(directory, name))
-      found[name] = [status.st_size, status.st_mtime_ns]
-  return found
-
-
-def _check_unchanged(prepared, settings, before) -> None:
-  """Refuses inputs that changed while they were read, adapters too."""
-  now = _fingerprint(prepared, settings)
-  found = [
-    problems.Problem(
-      problems.Kind.INPUT,
-      (name, file),
-      'changed while it was read',
-      'leave inputs alone; start again',
-    )
-    for part in ('adapters', 'beside')
-    for name, files_ in before[part].items()
-    for file, identity in files_.items()
-    if now[part][name].get(file) != identity
-  ]
-  if found:
-    raise problems.ProblemError(found)
 
 
 def _write_side_files(directory: Path, prepared: prepare.Prepared) -> None:
@@ -366,7 +295,7 @@ def _write_side_files(directory: Path, prepared: prepare.Prepared) -> None:
     files.write(directory / 'config.json', config + '\n')
 
 
-def _result(prepared, name, timings, findings) -> card.MergeResult:
+def _result(prepared, name, timings, findings, files_of) -> card.MergeResult:
   recipe = prepared.recipe
   references = {
     each.key: each
@@ -385,7 +314,7 @@ def _result(prepared, name, timings, findings) -> card.MergeResult:
         name=text.clean(model.name),
         role='base' if ref == base and prepared.has_base else 'expert',
         hub_id=card.hub_id(ref.path),
-        fingerprint=model.checkpoint.fingerprint(),
+        files=files_of[model.name],
         size=model.checkpoint.size,
         tensors=len(model.checkpoint.specs),
       )
@@ -404,47 +333,6 @@ def _result(prepared, name, timings, findings) -> card.MergeResult:
     verification=findings,
     notes=prepared.notes,
   )
-
-
-class Meter:
-  """One line on a terminal: how far, how fast, how long; silent elsewhere."""
-
-  def __init__(self, total: int, stream: TextIO | None = None):
-    """Takes the bytes that will be read, and where to write."""
-    self._stream = stream or sys.stderr
-    self._shown = self._stream.isatty()
-    self._total = total
-    self._before = self._now = 0
-    self._start = self._last = time.monotonic()
-    self._open = False
-
-  def update(self, progress: merging.streaming.Progress) -> None:
-    """Shows what a merge reports."""
-    now = time.monotonic()
-    ended = progress.done == progress.total
-    if self._shown and (now - self._last > 0.1 or ended):
-      self._last = now
-      done = self._before + progress.done
-      rate = done / max(now - self._start, 1e-3)
-      left = max(self._total - done, 0) / max(rate, 1)
-      line = (
-        f'{100 * done // max(self._total, 1):3d}%  {text.size_of(done)} of '
-        f'{text.size_of(self._total)}  {text.size_of(rate)}/s  '
-        f'{progress_lib.duration(left)} left  {progress.stage}  {progress.path}'
-      )
-      room = shutil.get_terminal_size().columns - 1
-      self._stream.write(f'\r\x1b[K{line[:room]}')
-      self._stream.flush()
-      self._open = True
-    if ended:
-      self._before += progress.total
-
-  def close(self) -> None:
-    """Clears the line."""
-    if self._open:
-      self._stream.write('\r\x1b[K')
-      self._stream.flush()
-      self._open = False
 
 
 def target_problems(target: Path, overwrite: bool) -> list[problems.Problem]:

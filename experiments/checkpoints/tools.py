@@ -20,9 +20,9 @@ from experiments.checkpoints import copying
 from experiments.checkpoints import doctor as doctor_lib
 from experiments.checkpoints import extract as extract_lib
 from experiments.checkpoints import kinship as kinship_lib
+from experiments.checkpoints import memory
 from experiments.checkpoints import opening
 from experiments.checkpoints import restore as restore_lib
-from experiments.checkpoints import run
 from experiments.checkpoints import stages
 from experiments.checkpoints import text
 from experiments.runtime import commit as commit_lib
@@ -288,7 +288,7 @@ def _write(
   """Writes a source, with what lies beside a model."""
   most = command.size(shard_size, 'shard_size')
   limit = max_memory and command.size(max_memory, 'max_memory')
-  room = run.room(limit or None, [model])
+  room = memory.room(limit or None, [model])
   for each in model.problems:
     _say(f'note: {text.clean(str(each))}')
   found = copying.write(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import os
 from pathlib import Path
 import time
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,6 @@ from experiments.checkpoints import scan as scan_lib
 from experiments.checkpoints import text
 from merging import streams
 from third_party import problems as problems_lib
-from third_party.huggingface import checkpoint as checkpoint_lib
 
 _KIND = problems_lib.Kind.VERIFY
 
@@ -26,7 +26,7 @@ def verify(
   directory: str | os.PathLike[str],
   *,
   name: str | None = None,
-  inputs: Sequence[checkpoint_lib.Checkpoint] = (),
+  inputs: Sequence[Any] = (),
   base: streams.Source | None = None,
   expected: streams.Specs | None = None,
   fingerprints: Mapping[str, int] | None = None,

@@ -43,6 +43,7 @@ class Commit:
   Attributes:
     target: The directory to be, absolute, links followed.
     partial: Where to write its files.
+    fingerprint: All that decides what is written, JSON-like.
     finished: What was recorded of the finished files by a run that this one
       continues, by name; known once the context is entered.
 
@@ -83,7 +84,7 @@ class Commit:
     """
     self.target = targets.resolve(target)
     self.finished: dict[str, Any] = {}
-    self._fingerprint = config.to_dict(fingerprint)
+    self.fingerprint = config.to_dict(fingerprint)
     self._inputs = [Path(path) for path in inputs]
     self._overwrite = overwrite
     self._resume = resume
@@ -218,7 +219,7 @@ class Commit:
     for entry in list(os.scandir(self.partial)):
       if entry.name not in self.finished:
         _delete(Path(entry.path))
-    header = {'version': _VERSION, 'fingerprint': self._fingerprint}
+    header = {'version': _VERSION, 'fingerprint': self.fingerprint}
     journal.start(
       self._journal,
       [
@@ -237,7 +238,7 @@ class Commit:
     if not isinstance(there, dict) or header.get('version') != _VERSION:
       different = ['its journal is of another version']
     else:
-      different = config.differences(there, self._fingerprint)
+      different = config.differences(there, self.fingerprint)
     if different:
       shown = '; '.join(different[:5])
       more = f'; and {len(different) - 5} more' if len(different) > 5 else ''

@@ -92,20 +92,8 @@ class Checkpoint:
     self._files[self.file_of[path]].read(path, start, out)
 
   def fingerprint(self) -> dict[str, dict[str, Any]]:
-    """Returns what tells this model from another without reading tensors.
-
-    Returns:
-      By name of a file of weights its `size`, the `sha256` of its header, and
-      `modified` in nanoseconds: a model trained anew differs in that alone.
-    """
-    return {
-      name: {
-        'size': file.header.size,
-        'sha256': file.header.sha256,
-        'modified': file.place.identity.modified,
-      }
-      for name, file in self._files.items()
-    }
+    """Returns `File.fingerprint` of each file of weights, by name."""
+    return {name: file.fingerprint() for name, file in self._files.items()}
 
   def check_unchanged(self) -> None:
     """Checks that no file has changed since the checkpoint was opened.
@@ -113,21 +101,11 @@ class Checkpoint:
     Raises:
       problems.ProblemError: Names all files that have.
     """
-    found: list[problems.Problem] = []
+    found = problems.Collector()
     for place in self._places.values():
-      with _collecting(found):
-        try:
-          status = os.stat(place.path)
-        except OSError as error:
-          raise problems.refuse(
-            problems.Kind.INPUT,
-            place.where,
-            'is gone since it was opened',
-            'leave inputs alone; start again',
-          ) from error
-        place.check(status)
-    if found:
-      raise problems.ProblemError(found)
+      with found:
+        place.check_unchanged()
+    found.check()
 
   def close(self) -> None:
     """Closes the files; reading opens them again."""

@@ -61,6 +61,19 @@ class Place(NamedTuple):
       problems.Kind.INPUT, self.where, what, 'leave inputs alone; start again'
     )
 
+  def check_unchanged(self) -> None:
+    """Raises `problems.ProblemError` if another file is there, or none."""
+    try:
+      status = os.stat(self.path)
+    except OSError as error:
+      raise problems.refuse(
+        problems.Kind.INPUT,
+        self.where,
+        'is gone since it was opened',
+        'leave inputs alone; start again',
+      ) from error
+    self.check(status)
+
 
 class Descriptors:
   """Lends descriptors of files, and keeps a few of them open.

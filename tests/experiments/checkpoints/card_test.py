@@ -38,7 +38,7 @@ def _result(**options):
         name='org/math',
         role='expert',
         hub_id='org/math',
-        fingerprint={'model.safetensors': {'size': 9, 'sha256': 'ab' * 32}},
+        files={'model.safetensors': {'size': 9, 'sha256': 'ab' * 32}},
         size=1_100_000_000,
         tensors=1234,
       ),
@@ -147,7 +147,7 @@ def test_card_names_do_no_harm(name):
   check = findings.Check(name, name, ran=False)
   models = [
     card_lib.MergedModel(
-      name=name, role='base', fingerprint={name: {'sha256': name}}
+      name=name, role='base', files={name: {'sha256': name}}
     ),
     card_lib.MergedModel(name=name, role='expert', hub_id=name),
   ]
@@ -209,7 +209,7 @@ def test_write_files(tmp_path):
   assert (tmp_path / 'mergekit_config.yml').read_text() == RECIPE
   content = json.loads((tmp_path / 'merge_report.json').read_text())
   assert content['seed'] == 3
-  assert content['models'][1]['fingerprint'] == {
+  assert content['models'][1]['files'] == {
     'model.safetensors': {'size': 9, 'sha256': 'ab' * 32}
   }
   assert content['verification'] is None
