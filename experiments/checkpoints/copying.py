@@ -5,7 +5,6 @@ from pathlib import Path
 import shutil
 from typing import Any
 from typing import Literal
-import zlib
 
 import numpy as np
 
@@ -86,9 +85,9 @@ def _to_orbax(source, directory, piece) -> dict[str, int]:
   from experiments.checkpoints import orbax
 
   sink = orbax.sink(directory, source.specs)
-  checksums = _copy(source, sink, piece)
+  _copy(source, sink, piece)
   sink.finish()
-  return checksums
+  return sink.fingerprints
 
 
 def _to_huggingface(source, directory, piece, shard_size) -> dict[str, int]:
@@ -101,32 +100,25 @@ def _to_huggingface(source, directory, piece, shard_size) -> dict[str, int]:
       problems.Kind.INCOMPATIBLE, (), str(error), 'leave it out'
     ) from error
   with writer:
-    checksums = _copy(source, writer, piece)
+    _copy(source, writer, piece)
     writer.finish()
-  return checksums
+  return writer.fingerprints
 
 
-def _copy(
-  source: streams.Source, sink: streams.Sink, piece: int
-) -> dict[str, int]:
-  """Copies all leaves piece by piece; returns the CRC-32 of each."""
+def _copy(source: streams.Source, sink: streams.Sink, piece: int) -> None:
+  """Copies all leaves piece by piece."""
   total = bytes_of(source.specs)
   stage = stages.Stage('copying')
-  checksums = {}
   done = 0
   for path, spec in source.specs.items():
     dtype, entries = np.dtype(spec.dtype), math.prod(spec.shape)
     buffer = np.empty(min(entries, piece // dtype.itemsize), dtype)
-    crc = 0
     for start in range(0, entries, max(1, buffer.size)):
       out = buffer[: entries - start]
       source.read(path, start, out)
       sink.write(path, start, out)
-      crc = zlib.crc32(out.view(np.uint8).data, crc)
       done += out.nbytes
       stage.bytes(done, total, path)
-    checksums[path] = crc
-  return checksums
 
 
 def _copy_side_files(model: Any, directory: Path) -> None:

@@ -134,8 +134,6 @@ def run(
         _stream(merge, sink, kept, settings, limit, meter)
       timings['merge'] = time.perf_counter() - start
       sink.finish()
-    written = isinstance(sink, writer_lib.CheckpointWriter)
-    fingerprints = sink.fingerprints if written else None
     if meter is not None:
       meter.close()
     timings['write to disk'] = time.perf_counter() - start - timings['merge']
@@ -149,7 +147,7 @@ def run(
       inputs=list(prepared.models.values()),
       base=next(iter(prepared.models.values())) if prepared.has_base else None,
       expected=prepared.specs,
-      fingerprints=fingerprints,
+      fingerprints=sink.fingerprints,
       # Shards that an earlier run left may hold what it was told to allow.
       nonfinite=None if settings.allow_nonfinite or kept else {},
       allow_nonfinite=settings.allow_nonfinite,

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 import math
 from pathlib import Path
+import re
 
 from third_party import problems
 
@@ -12,6 +13,14 @@ TREE = '_METADATA'
 ABOUT = '_CHECKPOINT_METADATA'
 COMMITTED = 'commit_success.txt'
 UNFINISHED = '.orbax-checkpoint-tmp'
+
+# A database of TensorStore, and those of the processes that wrote it.
+_STORE = r'manifest\.ocdbt|d|d/[0-9a-f]{32}'
+_OWN = re.compile(
+  rf'{TREE}|{ABOUT}|{re.escape(COMMITTED)}|_sharding'
+  rf'|{_STORE}|ocdbt\.process_\d+(/({_STORE}))?'
+  r'|array_metadatas(/process_\d+)?'
+)
 
 Key = tuple[str, bool]  # A key of a tree, and whether it is that of a list.
 
@@ -24,6 +33,19 @@ def is_checkpoint(directory: Path) -> bool:
     False
   """
   return any((directory / name).is_file() for name in (TREE, ABOUT))
+
+
+def belongs(path: str) -> bool:
+  """Whether the checkpoint of a tree has such a file or folder.
+
+  Args:
+    path: Relative to the directory of the tree, with slashes.
+
+  Examples:
+    >>> belongs('ocdbt.process_0/d'), belongs('d/notes.txt')
+    (True, False)
+  """
+  return _OWN.fullmatch(path) is not None
 
 
 def path_of(keys: tuple[Key, ...]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import threading
 from typing import Any
 from typing import NamedTuple
+import zlib
 
 import numpy as np
 import tensorstore
@@ -18,6 +19,7 @@ from experiments.runtime import files
 from experiments.runtime import orbax_layout
 from merging import streams
 from third_party import problems
+from third_party.huggingface import checksums
 
 _HANDLER = (
   'orbax.checkpoint._src.handlers.pytree_checkpoint_handler'
@@ -126,8 +128,10 @@ class OrbaxSink:
     for path, future in opening.items():
       with self._saying(path):
         self._stores[path] = future.result()
-    self._missing = {
-      path: math.prod(spec.shape) for path, spec in specs.items()
+    # What has been stored of each leaf, in bytes.
+    self._pieces = {
+      path: checksums.Pieces(math.prod(spec.shape) * spec.dtype.itemsize)
+      for path, spec in specs.items()
     }
     self._waiting: dict[tuple[str, int], _Waiting] = {}
     self._lock = threading.Lock()
@@ -141,8 +145,11 @@ class OrbaxSink:
       values: `[size]`, of the dtype of the leaf.
 
     Raises:
+      ValueError: Some of them came before.
       ProblemError: They cannot be written: the disk is full, for example.
     """
+    data = values.view(np.uint8).data
+    crc = zlib.crc32(data)
     done = 0
     while done < values.size:
       at = start + done
@@ -154,6 +161,19 @@ class OrbaxSink:
       if whole is not None:
         self._store(path, begin, whole)
       done += part.size
+    first = start * values.itemsize
+    with self._lock:
+      self._pieces[path].add(first, first + len(data), crc)
+
+  @property
+  def fingerprints(self) -> dict[str, int]:
+    """CRC-32 of the bytes of each leaf that is whole, by path."""
+    with self._lock:
+      return {
+        path: pieces.crc
+        for path, pieces in self._pieces.items()
+        if not pieces.missing
+      }
 
   def finish(self) -> None:
     """Makes it a checkpoint, once everything is written and on the disk.
@@ -165,10 +185,10 @@ class OrbaxSink:
       problems.Problem(
         problems.Kind.VERIFY,
         (str(self._directory), path),
-        f'{missing} entries were not written',
+        f'{pieces.missing} bytes were not written',
       )
-      for path, missing in self._missing.items()
-      if missing
+      for path, pieces in self._pieces.items()
+      if pieces.missing
     ]
     if short:
       raise problems.ProblemError(short)
@@ -234,8 +254,6 @@ class OrbaxSink:
     target = store[box]
     with self._saying(path):
       target.write(values.reshape(target.shape)).result()
-    with self._lock:
-      self._missing[path] -= values.size
 
   @contextlib.contextmanager
   def _saying(self, path: str = '') -> Iterator[None]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import os
 from pathlib import Path
 
+from experiments.runtime import orbax_layout
 from third_party import problems
 
 # What a directory of a model holds; one with anything else is not deleted.
@@ -165,18 +166,36 @@ def _obstacle(target: Path) -> str | None:
   entries = sorted(os.scandir(target), key=lambda entry: entry.name)
   if not entries:
     return ''
-  strange = [entry.name for entry in entries if not _belongs(entry)]
-  if strange:
-    return f'holds {strange[0]!r}, which is no part of a model'
-  if not any(entry.name.endswith(_WEIGHTS) for entry in entries):
+  is_tree = any(entry.name == orbax_layout.TREE for entry in entries)
+  strange = next(_strange(target, is_tree), None)
+  if strange is not None:
+    return f'holds {strange!r}, which is no part of a model'
+  if not is_tree and not any(e.name.endswith(_WEIGHTS) for e in entries):
     return f'is not empty and holds no model (no *{_WEIGHTS})'
   if not os.access(target, os.W_OK | os.X_OK):
     return 'may not be replaced: there is no permission to delete what it holds'
   return None
 
 
-def _belongs(entry: os.DirEntry[str]) -> bool:
-  if entry.is_dir(follow_symlinks=False):
-    return False
-  name = Path(entry.name)
-  return name.suffix.lower() in _ENDINGS or name.stem in _OTHERS
+def _strange(folder: Path, is_tree: bool, within: str = '') -> Iterator[str]:
+  """Yields what is no part of a model, below a directory of one.
+
+  Args:
+    folder: The directory, or one in it.
+    is_tree: Whether it is an Orbax checkpoint of a tree.
+    within: Where the folder is in the directory.
+  """
+  for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    path = f'{within}{entry.name}'
+    is_folder = entry.is_dir(follow_symlinks=False)
+    if is_tree and not entry.is_symlink() and orbax_layout.belongs(path):
+      if is_folder:
+        yield from _strange(Path(entry.path), is_tree, f'{path}/')
+    elif within or is_folder or not _belongs(entry.name):
+      yield path
+
+
+def _belongs(name: str) -> bool:
+  """Whether a model has a file of this name beside its weights."""
+  path = Path(name)
+  return path.suffix.lower() in _ENDINGS or path.stem in _OTHERS

@@ -264,18 +264,31 @@ def test_damage_on_the_disk_is_found_before_publishing(
   tmp_path, models, monkeypatch
 ):
   del models
-  whole = tools.copying._copy
+  base, orbax, out = _paths(tmp_path, 'base', 'orbax', 'out')
+  tools.convert(base, orbax)
+  whole = tools.copying._copy_side_files
 
-  def broken(source, sink, piece):
-    checksums = whole(source, sink, piece)
-    return {**checksums, 'lm_head.weight': checksums['lm_head.weight'] ^ 1}
+  def broken(model, directory):
+    (path,) = directory.glob('*.safetensors')
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    whole(model, directory)
 
-  monkeypatch.setattr(tools.copying, '_copy', broken)
-  for source in _paths(tmp_path, 'base'):
-    error = _problems(tools.convert, source, str(tmp_path / 'out'))
-    assert error.status == 6
-    assert 'lm_head.weight' in str(error)
+  monkeypatch.setattr(tools.copying, '_copy_side_files', broken)
+  error = _problems(tools.convert, orbax, out)
+  assert error.status == 6
+  assert 'the bytes on the disk are others than were written' in str(error)
   assert not list(tmp_path.glob('*out*'))
+
+
+def test_an_old_conversion_is_replaced_if_asked_for(tmp_path, models):
+  base, math, out = _paths(tmp_path, 'base', 'math', 'orbax')
+  tools.convert(base, out)
+  assert _problems(tools.convert, math, out).status == 2
+  tools.convert(math, out, overwrite=True)
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    assert _same(checkpointer.restore(out), models['math'])
 
 
 def test_what_does_not_fit_is_refused_before_any_work(tmp_path, models):
@@ -358,6 +371,12 @@ def test_orbax_models_are_merged_into_orbax(tmp_path, models):
     np.testing.assert_allclose(leaf, (x + 3 * y) / 4, rtol=1e-6, atol=1e-7)
   report = json.loads((tmp_path / 'merged/merge_report.json').read_text())
   assert report['verification']['status'] == 0
+  (check,) = (
+    each
+    for each in report['verification']['checks']
+    if each['name'] == 'fingerprints'
+  )
+  assert (check['outcome'], check['on']) == ('passed', '39 tensors, read again')
   assert tools.doctor(str(tmp_path / 'merged')).status == 0
   with pytest.raises(errors.UsageError, match='--resume'):
     command.merge(

@@ -166,6 +166,64 @@ def test_what_is_no_model_is_never_deleted(tmp_path, make, message):
   assert target.exists()
 
 
+# What Orbax writes of a tree, by one process and from arrays of JAX.
+_TREE = [
+  *('_METADATA', '_CHECKPOINT_METADATA', '_sharding', 'commit_success.txt'),
+  *('manifest.ocdbt', f'd/{"0a" * 16}', 'array_metadatas/process_0'),
+  *('ocdbt.process_0/manifest.ocdbt', f'ocdbt.process_0/d/{"1b" * 16}'),
+  *('config.json', 'merge_report.json', 'README.md'),
+]
+
+
+def _tree(folder, *names):
+  for name in names:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def test_an_old_tree_of_orbax_is_replaced_only_when_asked(tmp_path):
+  target = tmp_path / 'out'
+  _tree(target, *_TREE)
+  assert 'exists; replace it with --overwrite' in _refusal(target)
+  _publish(target, overwrite=True)
+  assert _text(target) == 'new'
+  assert os.listdir(tmp_path) == ['out']
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'src/a.py',
+    'notes.docx',
+    'd/notes.txt',
+    f'd/{"0a" * 16}.txt',
+    'ocdbt.process_0/d/x/y',
+    'ocdbt.process_0/config.json',
+    'default/_METADATA',
+    f'array_metadatas/{"0a" * 16}',
+  ],
+)
+def test_a_tree_of_orbax_with_more_in_it_is_never_deleted(tmp_path, name):
+  _tree(tmp_path / 'out', *_TREE, name)
+  message = _refusal(tmp_path / 'out', overwrite=True)
+  assert 'which is no part of a model' in message
+  assert name.startswith(message.split("'")[1])
+
+
+def test_links_in_a_tree_of_orbax_are_not_followed(tmp_path):
+  _tree(tmp_path / 'elsewhere', 'x')
+  _tree(tmp_path / 'out', *(name for name in _TREE if name[:2] != 'd/'))
+  (tmp_path / 'out' / 'd').symlink_to(tmp_path / 'elsewhere')
+  message = _refusal(tmp_path / 'out', overwrite=True)
+  assert "holds 'd', which is no part of a model" in message
+
+
+def test_files_like_those_of_orbax_alone_are_no_tree(tmp_path):
+  _tree(tmp_path / 'out', *_TREE[1:])
+  assert 'which is no part' in _refusal(tmp_path / 'out', overwrite=True)
+
+
 def test_inputs_are_never_replaced(tmp_path, model):
   nested = model / 'merged'
   (tmp_path / 'link').symlink_to(model)

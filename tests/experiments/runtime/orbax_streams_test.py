@@ -6,6 +6,7 @@ import json
 import math
 import random
 import shutil
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -166,6 +167,9 @@ def _write(directory, tree, *, piece, chunk_bytes, keys=None, shuffled=False):
   with futures.ThreadPoolExecutor(4) as pool:
     list(pool.map(lambda each: sink.write(*each), pieces))
   sink.finish()
+  assert sink.fingerprints == {
+    path: zlib.crc32(leaf.tobytes()) for path, leaf in leaves.items()
+  }
 
 
 def _restored_by(path):
@@ -237,10 +241,18 @@ def test_nothing_counts_until_all_of_it_is_written(tmp_path):
   sink = orbax_sink.OrbaxSink(tmp_path / 'out', _spec('w') | _spec('v'))
   sink.write('w', 0, np.zeros(4, np.float32))
   sink.write('v', 1, np.zeros(2, np.float32))
-  with pytest.raises(problems.ProblemError, match=r'/ v: 4 entries were not'):
+  with pytest.raises(problems.ProblemError, match=r'/ v: 8 bytes were not'):
     sink.finish()
+  assert list(sink.fingerprints) == ['w']
   with pytest.raises(problems.ProblemError, match='is no Orbax checkpoint'):
     orbax_source.OrbaxSource(tmp_path / 'out')
+
+
+def test_entries_come_once(tmp_path):
+  sink = orbax_sink.OrbaxSink(tmp_path / 'out', _spec('w'))
+  sink.write('w', 0, np.zeros(4, np.float32))
+  with pytest.raises(ValueError, match='came twice'):
+    sink.write('w', 1, np.zeros(3, np.float32))
 
 
 def test_leaves_that_orbax_cannot_have_are_named_before_work(tmp_path):
