@@ -10,9 +10,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from merging import draws
 from merging import patterns
 from merging.adapters import leaves as leaves_lib
-from merging.deltas import drop
 
 Tree = Any
 Layout = leaves_lib.Layout
@@ -204,7 +204,7 @@ def init_lora(
   paths = list(chosen)
   ranks = _by_pattern('rank_pattern', rank, rank_pattern, paths)
   alphas = _by_pattern('alpha_pattern', alpha, alpha_pattern, paths)
-  hashes = dict(zip(paths, drop.hashes(paths), strict=True))
+  hashes = dict(zip(paths, draws.hashes(paths), strict=True))
   adapter = {}
   for path, matrix in chosen.items():
     r = check_rank('init_lora', ranks[path], f'the rank for leaf {path!r}')

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from merging import draws
 from merging.adapters import leaves as leaves_lib
 from merging.adapters import lora
-from merging.deltas import drop
 
 Tree = Any
 
@@ -173,13 +173,13 @@ def init_shards(
       own = jnp.arange(place, place + private * shards, dtype=jnp.int32)
       a, b = (
         _draw(jax.random.fold_in(key, each), public, drawn, own, rank)
-        for each in drop.hashes([f'{path}/a', f'{path}/b'])
+        for each in draws.hashes([f'{path}/a', f'{path}/b'])
       )
       selections[path] = Selection(
         a, b if dissociate else a, name, alpha / rank, chosen[path].layout
       )
     count = len(paths) * budget
-    pool_key = jax.random.fold_in(key, drop.hashes([name])[0])
+    pool_key = jax.random.fold_in(key, draws.hashes([name])[0])
     pools[name] = Pool(
       lora.uniform(pool_key, matrix, count).T.reshape(count * shards, -1),
       jnp.zeros((count * shards, matrix.fan_out // shards), jnp.float32),

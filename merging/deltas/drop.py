@@ -1,17 +1,15 @@
 """Dropping changes at random."""
 
 from collections.abc import Sequence
-from typing import Any
 from typing import Literal
 from typing import NamedTuple
-import zlib
 
 import jax
-from jax.extend import random as jax_random
 import jax.numpy as jnp
 import numpy as np
 
 from merging import checks
+from merging import draws
 from merging import patterns
 from merging import references
 from merging import transform
@@ -20,23 +18,9 @@ RESCALES = ('expectation', 'l1', 'l2', 'linf', 'none')
 _BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
-class Masks(NamedTuple):
-  """What random masks are drawn from.
-
-  Attributes:
-    key: Random key.
-    paths: A number for each leaf, `u32[leaves]`.
-    models: A number for each expert, `u32[models]`.
-  """
-
-  key: jax.Array
-  paths: np.ndarray
-  models: np.ndarray
-
-
 class _State(NamedTuple):
   rate: float | jax.Array
-  masks: Masks
+  seeds: draws.Seeds
 
 
 @references.cited
@@ -94,12 +78,12 @@ def drop_and_rescale(
     raise ValueError(
       f'drop_and_rescale: rate is {rate}, expected 0 <= rate < 1'
     )
-  check_key('drop_and_rescale', key)
+  draws.check_key('drop_and_rescale', key)
 
   def init(specs, models):
-    return _State(rate, masks_from(key, specs, models))
+    return _State(rate, draws.seeds(key, specs, models))
 
-  by_place = draws_by_place(key)
+  by_place = draws.by_place(key)
   found = transform.Selection(
     transform.bind(_sizes, rescale),
     transform.bind(_find_factor, rescale),
@@ -115,38 +99,11 @@ def drop_and_rescale(
   )
 
 
-def hashes(names: Sequence[str]) -> np.ndarray:
-  """Returns a number for each name that is the same in every run, `u32[len]`.
-
-  Examples:
-    >>> hashes(['kernel']).tolist()
-    [1574083243]
-  """
-  return np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
-
-
-def check_key(caller: str, key: jax.Array) -> None:
-  """Raises `TypeError` unless `key` may be a random key."""
-  if not isinstance(key, jax.Array):
-    raise TypeError(
-      f'{caller}: key is {key!r}, expected a random key such as '
-      'jax.random.key(0)'
-    )
-
-
-def masks_from(
-  key: jax.Array, specs: transform.Specs, models: transform.Models
-) -> Masks:
-  """Returns what the masks of these leaves and experts are drawn from."""
-  paths = hashes([spec.path for spec in specs])
-  return Masks(key, paths, hashes(models))
-
-
 def drop(
   caller: str,
   leaf: transform.Leaf,
-  masks: Masks,
-  keep_rates: jax.Array | Sequence[jax.Array],
+  seeds: draws.Seeds,
+  keep_rates: Sequence[jax.Array],
   rescale: str,
 ) -> transform.Leaf:
   """Drops entries of a leaf at random, and scales up those that are left.
@@ -154,72 +111,27 @@ def drop(
   Args:
     caller: Name for error messages.
     leaf: The leaf, with the deltas of all experts.
-    masks: What the masks are drawn from.
-    keep_rates: Probability of keeping an entry, `f32[]`; or, for each expert,
-      of keeping each entry, `f32[*shape]`.
+    seeds: What is drawn from.
+    keep_rates: For each expert, the probability of keeping an entry, `f32[]` or
+      `f32[*shape]`.
     rescale: See `drop_and_rescale`.
 
   Returns:
     The leaf with fewer changes.
   """
-  if len(leaf.deltas) != len(masks.models):
-    raise ValueError(
-      f'{caller}: {len(leaf.deltas)} deltas of {len(masks.models)} '
-      'experts; drop before the experts are combined'
-    )
-  path = jnp.asarray(masks.paths)[leaf.index]
-  leaf_key = jax.random.fold_in(masks.key, path)
-  one_rate = isinstance(keep_rates, jax.Array)
+  drawn = draws.uniforms(caller, leaf, seeds)
   deltas = []
-  for i, delta in enumerate(leaf.deltas):
-    key = jax.random.fold_in(leaf_key, jnp.asarray(masks.models)[i])
-    rate: Any = keep_rates if one_rate else keep_rates[i]
-    kept = jnp.where(draw(key, rate, leaf), delta, jnp.zeros_like(delta))
+  for delta, number, rate in zip(leaf.deltas, drawn, keep_rates, strict=True):
+    kept = jnp.where(number < rate, delta, jnp.zeros_like(delta))
     factor = _factor(rescale, rate, delta, kept)
     deltas.append(kept if factor is None else factor * kept)
   return leaf._replace(deltas=tuple(deltas))
 
 
-def draws_by_place(key: jax.Array) -> bool:
-  """Tells whether a key's generator draws any entry without those before it."""
-  if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-    return False
-  return str(jax.random.key_impl(key)) == 'threefry2x32'
-
-
-def draw(key: jax.Array, rate: jax.Array, leaf: transform.Leaf) -> jax.Array:
-  """Draws which entries of a leaf, or of a piece of one, to keep.
-
-  The bits of `jax.random.bernoulli(key, rate, shape)`, whose entries depend on
-  their place alone where the generator is Threefry.
-
-  Args:
-    key: Random key, of this leaf and expert.
-    rate: Probability of keeping an entry, `f32[]` or `f32[*shape]`.
-    leaf: The leaf.
-
-  Returns:
-    `bool[*shape]`.
-  """
-  shape = leaf.base.shape
-  if not draws_by_place(key):
-    return jax.random.bernoulli(key, rate, shape)
-  first, second = jax.random.key_data(key)
-  places = jnp.arange(leaf.base.size, dtype=jnp.uint32)
-  places = places.reshape(shape) + jnp.asarray(leaf.start, jnp.uint32)
-  high, low = jax_random.threefry2x32_p.bind(
-    first, second, jnp.zeros_like(places), places
-  )
-  # The upper bits as digits of a number from 1 to 2.
-  digits = ((high ^ low) >> 9) | jnp.uint32(0x3F800000)
-  return jax.lax.bitcast_convert_type(digits, jnp.float32) - 1 < rate
-
-
 def _drop(rescale, leaf, state, selected=None, **extra):
-  keep_rate = 1 - jnp.asarray(state.rate, jnp.float32)
   if selected is None:
-    return drop('drop_and_rescale', leaf, state.masks, keep_rate, rescale)
-  dropped = drop('drop_and_rescale', leaf, state.masks, keep_rate, 'none')
+    return _dropped(rescale, leaf, state)
+  dropped = _dropped('none', leaf, state)
   (factors,) = selected
   deltas = (
     factor.astype(delta.dtype) * delta
@@ -228,12 +140,17 @@ def _drop(rescale, leaf, state, selected=None, **extra):
   return dropped._replace(deltas=tuple(deltas))
 
 
+def _dropped(rescale, leaf, state):
+  rate = 1 - jnp.asarray(state.rate, jnp.float32)
+  rates = [rate] * len(leaf.deltas)
+  return drop('drop_and_rescale', leaf, state.seeds, rates, rescale)
+
+
 def _sizes(rescale, leaf, state, model):
   """How large an expert's leaf is before and after, or a piece of it."""
-  keep_rate = 1 - jnp.asarray(state.rate, jnp.float32)
-  models = jnp.asarray(state.masks.models)[model][None]
-  masks = state.masks._replace(models=models)
-  dropped = drop('drop_and_rescale', leaf, masks, keep_rate, 'none')
+  models = jnp.asarray(state.seeds.models)[model][None]
+  state = state._replace(seeds=state.seeds._replace(models=models))
+  dropped = _dropped('none', leaf, state)
   sizes = [_size(rescale, x) for x in (*leaf.deltas, *dropped.deltas)]
   return jnp.stack(sizes), np.int32(0)
 

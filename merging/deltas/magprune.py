@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from merging import draws
 from merging import patterns
 from merging import ranks
 from merging import references
@@ -16,7 +17,7 @@ from merging.deltas import drop
 class _State(NamedTuple):
   density: float | jax.Array
   window: float | jax.Array
-  masks: drop.Masks
+  seeds: draws.Seeds
 
 
 @references.cited
@@ -86,10 +87,10 @@ def magprune(
       '0 < density - window / 2 <= density + window / 2 <= 1; take a narrower '
       'window'
     )
-  drop.check_key('magprune', key)
+  draws.check_key('magprune', key)
 
   def init(specs, models):
-    return _State(density, window, drop.masks_from(key, specs, models))
+    return _State(density, window, draws.seeds(key, specs, models))
 
   return transform.MergeTransform(init, (), transform.bind(_prune, rescale))
 
@@ -109,4 +110,4 @@ def _prune(rescale, leaf, state, **extra):
     return jnp.broadcast_to(rate, rows.shape).reshape(delta.shape)
 
   rates = [keep_rate(delta) for delta in leaf.deltas]
-  return drop.drop('magprune', leaf, state.masks, rates, rescale)
+  return drop.drop('magprune', leaf, state.seeds, rates, rescale)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from merging import draws
 from merging import patterns
 from merging import tree
-from merging.deltas import drop
 
 Order = Literal['stack', 'interpolate']
 _ORDERS = ('stack', 'interpolate')
@@ -190,7 +190,7 @@ def g_random(
     if first or not tree.is_float(leaf):
       return leaf
     if leaf.ndim > 1:
-      [name] = drop.hashes([f'{path}:{index}'])
+      [name] = draws.hashes([f'{path}:{index}'])
       noise = jax.random.normal(jax.random.fold_in(key, name), leaf.shape)
       wide = leaf.astype(jnp.float32)
       leaf = (jnp.mean(wide) + jnp.std(wide) * noise).astype(leaf.dtype)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from merging import draws
 from merging import patterns
 from merging import tree
-from merging.deltas import drop
 from merging.symmetry import spec as spec_lib
 
 Side = Literal['copy', 'split', 'zero', 'random']
@@ -197,7 +197,7 @@ def widen(
       units = old[..., spec_lib.positions(space, carrier)]
       noise = None
       if key is not None:
-        [hashed] = drop.hashes([f'{path}:{axis}:{name}:{place}'])
+        [hashed] = draws.hashes([f'{path}:{axis}:{name}:{place}'])
         noise = jax.random.fold_in(key, hashed)
       grown = _grow(
         space, wide, hows[name], carrier.dual, units.astype(jnp.float32), noise

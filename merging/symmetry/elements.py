@@ -8,9 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from merging import draws
 from merging import patterns
 from merging import tree
-from merging.deltas import drop
 from merging.symmetry import spec as spec_lib
 
 
@@ -302,7 +302,7 @@ def random(
     [0, 1, 2]
   """
   check_spread('symmetry.random', spread)
-  keys = [jax.random.fold_in(key, name) for name in drop.hashes(list(spec))]
+  keys = [jax.random.fold_in(key, name) for name in draws.hashes(list(spec))]
   return {
     name: _random(each, space, spread)
     for each, (name, space) in zip(keys, spec.items(), strict=True)

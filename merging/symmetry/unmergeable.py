@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from merging import draws
 from merging import patterns
 from merging import tree
-from merging.deltas import drop
 from merging.symmetry import assignment
 from merging.symmetry import elements as elements_lib
 from merging.symmetry import spec as spec_lib
@@ -180,7 +180,7 @@ def rearrange_and_scale(
   spec_lib.check(params, spec)
   elements: dict[str, elements_lib.Element] = {}
   moved = params
-  keys = [jax.random.fold_in(key, name) for name in drop.hashes(list(spec))]
+  keys = [jax.random.fold_in(key, name) for name in draws.hashes(list(spec))]
   for each, (name, space) in zip(keys, spec.items(), strict=True):
     if space.group in ('permutation', 'scaling'):
       likeness = _likeness(_units(moved, space), _units(base, space))

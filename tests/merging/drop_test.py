@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import merging
-from merging.deltas import drop
 from tests.merging import fixtures
 from tests.merging import oracles
 from tests.merging.cases import basics
@@ -106,10 +105,6 @@ def test_legacy_keys_work():
     for key in (jax.random.key(3), jax.random.PRNGKey(3))
   )
   np.testing.assert_array_equal(one, other)
-
-
-def test_hashes_are_the_same_in_every_process():
-  assert drop.hashes(['a/b', '']).tolist() == [0x7F4401C, 0]
 
 
 def test_errors():
