@@ -1,5 +1,7 @@
 """Function transformations and formats for low-precision arithmetic."""
 
+from numerics.counting import count
+from numerics.counting import HOROWITZ_45NM
 from numerics.emulation import emulate
 from numerics.formats import bfloat16
 from numerics.formats import float4_e2m1fn
@@ -19,13 +21,16 @@ from numerics.interpreter import transform
 from numerics.policies import Override
 from numerics.policies import Policy
 from numerics.policies import Precision
+from numerics.ranging import ranges
 from numerics.rounding import round_to
 from numerics.rounding import ulp
 from numerics.scaling import absmax_scale
 from numerics.scaling import fake_quantize
+from numerics.shadowing import shadow
 from numerics.sums import Accumulator
 
 __all__ = [
+  'HOROWITZ_45NM',
   'Accumulator',
   'Format',
   'Override',
@@ -33,6 +38,7 @@ __all__ = [
   'Precision',
   'absmax_scale',
   'bfloat16',
+  'count',
   'emulate',
   'fake_quantize',
   'float4_e2m1fn',
@@ -46,7 +52,9 @@ __all__ = [
   'float8_e5m2',
   'float8_e5m2fnuz',
   'float16',
+  'ranges',
   'round_to',
+  'shadow',
   'tfloat32',
   'transform',
   'ulp',

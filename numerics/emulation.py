@@ -18,10 +18,10 @@ from numerics import programs
 from numerics import rounding
 from numerics import sums
 
-_FLOAT32 = formats.Format(8, 23)
+FLOAT32 = formats.Format(8, 23)
 # The formats that dtypes are.
 _FORMATS = {
-  jnp.dtype(jnp.float32): _FLOAT32,
+  jnp.dtype(jnp.float32): FLOAT32,
   **{
     jnp.dtype(getattr(jnp, name)): getattr(formats, name)
     for name in (
@@ -160,7 +160,7 @@ class _Emulated:
     forward, backward = self.forward, self.backward
     forward.check('emulate', programs.walk(traced.program))
     draws = forward.draws or (backward is not None and backward.draws)
-    _check_key(key, draws)
+    check_key('emulate', key, draws)
     arrays = (traced.consts, traced.inputs)
     if backward is None:
       return _run(traced, arrays, forward, key)
@@ -200,21 +200,30 @@ def _run(
   """Interprets a function, of other constants and inputs."""
   consts, inputs = arrays
   traced = traced._replace(consts=consts, inputs=inputs)
-  meaning = interpreter.Interpretation(_Arithmetic(policy), arrays=True)
+  meaning = interpreter.Interpretation(Arithmetic(policy), arrays=True)
   return interpreter.interpret(traced, meaning, key)[0]
 
 
-def _check_key(key: interpreter.Key, draws: bool) -> None:
+def check_key(function: str, key: interpreter.Key, draws: bool) -> None:
+  """Raises if a key is missing or superfluous."""
   if draws and key is None:
     raise ValueError(
-      'emulate: rounding is stochastic; pass rounding_key='
+      f'{function}: rounding is stochastic; pass rounding_key='
       'jax.random.key(seed), a fresh one for every call.'
     )
   if key is not None and not draws:
     raise ValueError(
-      'emulate: no rounding is stochastic; drop rounding_key, or pass'
+      f'{function}: no rounding is stochastic; drop rounding_key, or pass'
       " mode='stochastic'."
     )
+
+
+def computes(equation: programs.Equation) -> bool:
+  """Whether an operation has a floating result that it did not just move."""
+  return equation.floating and primitives.kind(equation.primitive) not in (
+    'structural',
+    None,
+  )
 
 
 # Said of zeros: in every format.
@@ -222,7 +231,7 @@ _EVERY = 'every format'
 
 
 @dataclasses.dataclass(frozen=True)
-class _Arithmetic:
+class Arithmetic:
   """The rule: rounds operands, computes in float32, rounds the result.
 
   It notes of what it returns the format that holds it, so that nothing is
@@ -232,16 +241,18 @@ class _Arithmetic:
   policy: policies.Policy
 
   def __call__(self, step: interpreter.Step, inputs: Sequence[Any]) -> Any:
+    """Returns the results of an operation."""
     precision = self.policy.precision(step)
     known = [
       _EVERY if _is_zero(value) else note
       for value, note in zip(inputs, step.notes, strict=True)
       if programs.is_inexact(value)
     ]
-    kind = primitives.kind(step.primitive)
-    if not step.floating or kind == 'structural' or kind is None:
-      if known and kind == 'structural' and len(set(known) - {_EVERY}) <= 1:
-        step.note(_kept(step, next(iter(set(known) - {_EVERY}), _EVERY)))
+    if not computes(step):
+      if primitives.kind(step.primitive) == 'structural' and known:
+        different = set(known) - {_EVERY}
+        if len(different) <= 1:
+          step.note(_kept(step, next(iter(different), _EVERY)))
       return step.bind(*inputs)
     if precision is None:
       return step.bind(*inputs)
@@ -334,7 +345,7 @@ class _Rounded:
       self.check_dtype(output.dtype)
     own = _FORMATS[self.step.outputs[0].dtype]
     if fmt is None or fmt.contains(own):
-      return None if own == _FLOAT32 else own
+      return None if own == FLOAT32 else own
     if own.contains(fmt):
       return fmt
     raise TypeError(
@@ -345,7 +356,7 @@ class _Rounded:
 
   def rounded(self, x: jax.Array, fmt: formats.Format | None) -> jax.Array:
     """Rounds once more, with a key of its own."""
-    if fmt is None or fmt == _FLOAT32:
+    if fmt is None or fmt == FLOAT32:
       return x
     mode = self.precision.mode or 'nearest_even'
     return rounding.round_to(x, fmt, mode=mode, key=self.key())

@@ -58,15 +58,20 @@ class Equation:
     scope: Names around it: `jax.named_scope`, among them the modules of Flax,
       and nested functions that are compiled, as `jit(name)`.
     index: Its place in its own program.
+    times: How often it runs. Turns of a `while` are not known and count as one,
+      and every branch of a `cond` counts as taken.
   """
 
-  def __init__(self, raw: Any, index: int, path: str, scope: str) -> None:
+  def __init__(
+    self, raw: Any, index: int, path: str, scope: str, times: int = 1
+  ) -> None:
     self.raw = raw
     self.primitive: str = raw.primitive.name
     self.params: dict[str, Any] = raw.params
     self.inputs = tuple(atom.aval for atom in raw.invars)
     self.outputs = tuple(var.aval for var in raw.outvars)
     self.index = index
+    self.times = times
     self.path = f'{path}{index}'
     self.scope = '/'.join(filter(None, [scope, _compat.scope(raw)]))
 
@@ -114,21 +119,28 @@ def is_inexact(value: Any) -> bool:
   return jax.dtypes.issubdtype(value.dtype, np.inexact)
 
 
+_NUMBERS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
+
+
 def trace(
-  function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+  function: Callable[..., Any],
+  args: tuple[Any, ...],
+  kwargs: dict[str, Any],
+  dynamic: type | tuple[type, ...] = jax.Array,
 ) -> Traced:
   """Traces a function.
 
   Args:
     function: Any that JAX can trace.
-    args: Its arguments: trees, of which every leaf that is no array is static.
+    args: Its arguments, which are trees.
     kwargs: Its keyword arguments, likewise.
+    dynamic: Which leaves of them are arrays. The others are static.
 
   Returns:
     Its program.
   """
   leaves, tree = jax.tree.flatten((args, kwargs))
-  places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+  places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, dynamic)]
 
   def of_arrays(*arrays):
     filled = list(leaves)
@@ -143,6 +155,13 @@ def trace(
   return Traced(program, consts, inputs, jax.tree.structure(shape))
 
 
+def trace_call(
+  function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Traced:
+  """Traces a function for a call outside of `jit`: numbers are arrays too."""
+  return trace(function, args, kwargs, _NUMBERS)
+
+
 def live(program: Any) -> Sequence[tuple[int, Any]]:
   """Returns the equations that matter to a result, with their places."""
   jaxpr, _ = _compat.opened(program)
@@ -155,15 +174,18 @@ def live(program: Any) -> Sequence[tuple[int, Any]]:
   return found[::-1]
 
 
-def walk(program: Any, path: str = '', scope: str = '') -> Iterator[Equation]:
+def walk(
+  program: Any, path: str = '', scope: str = '', times: int = 1
+) -> Iterator[Equation]:
   """Yields the equations of a program and of all within it, in order.
 
   Those that only run other programs are not among them.
   """
   for index, raw in live(program):
-    equation = Equation(raw, index, path, scope)
+    equation = Equation(raw, index, path, scope, times)
     inner = equation.programs()
-    for each in inner:
-      yield from walk(each[2], each[0], each[1])
+    turns = raw.params['length'] if equation.primitive == 'scan' else 1
+    for inner_path, inner_scope, inner_program in inner:
+      yield from walk(inner_program, inner_path, inner_scope, times * turns)
     if not inner:
       yield equation
