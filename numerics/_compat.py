@@ -21,7 +21,8 @@ import numpy as np
 Literal = core.Literal
 Var = core.Var
 
-_JAX = os.path.dirname(jax.__file__)
+# Files that are never the user's.
+_INNER = (os.path.dirname(jax.__file__), os.path.dirname(__file__))
 _RANDOM = inspect.unwrap(jax.random.normal).__code__.co_filename
 
 
@@ -63,19 +64,19 @@ def scope(equation: Any) -> str:
   return str(equation.source_info.name_stack)
 
 
-def source(equation: Any) -> str:
-  """Returns the user's line that made an equation, as `file:line (function)`.
+def source(equation: Any) -> str | None:
+  """Returns the line that made an equation, as `file:line (function)`.
 
   That is the innermost frame outside installed packages; failing that, outside
-  JAX.
+  JAX and this package.
   """
   traceback = equation.source_info.traceback
   frames = [] if traceback is None else traceback.frames
-  others = [each for each in frames if not each.file_name.startswith(_JAX)]
+  others = [each for each in frames if not each.file_name.startswith(_INNER)]
   own = [each for each in others if not _is_installed(each.file_name)]
   for frame in own or others:
     return f'{frame.file_name}:{frame.line_num} ({frame.function_name})'
-  return 'a line unknown'
+  return None
 
 
 def is_draw(equation: Any) -> bool:
@@ -90,7 +91,7 @@ def is_draw(equation: Any) -> bool:
 @functools.cache
 def _is_installed(name: str) -> bool:
   return 'site-packages' in name or name.startswith(
-    (os.path.dirname(os.__file__), '<frozen', os.path.dirname(__file__))
+    (os.path.dirname(os.__file__), '<frozen')
   )
 
 

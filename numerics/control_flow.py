@@ -26,7 +26,7 @@ def _fold(key: Any, counter: Any) -> Any:
 def _call(frame: Any, step: Any, inputs: Values) -> Values:
   """A function compiled by itself, or called: runs in its place."""
   [(path, scope, program)] = step.programs()
-  child = frame.child(frame.key, path, scope)
+  child = frame.child(step, frame.key, path, scope)
   child.draws = frame.draws
   outputs = child.run(program, inputs, notes=step.notes)
   frame.records.update(child.records)
@@ -51,7 +51,7 @@ def _jit(frame: Any, step: Any, inputs: Values) -> Values:
   [(path, scope, program)] = step.programs()
 
   def inner(key, inputs):
-    child = frame.child(key, path, scope)
+    child = frame.child(step, key, path, scope)
     outputs = child.run(program, inputs)
     return outputs, child.records
 
@@ -81,7 +81,7 @@ def _scan(frame: Any, step: Any, inputs: Values) -> Values:
 
   def body(loop, xs):
     carry, counter, records = loop
-    child = frame.child(_fold(key, counter), path, scope)
+    child = frame.child(step, _fold(key, counter), path, scope)
     outputs = child.run(program, [*consts, *carry, *xs])
     loop = (outputs[:num_carry], *_advance(frame, counter, records, child))
     return loop, outputs[num_carry:]
@@ -108,13 +108,13 @@ def _while(frame: Any, step: Any, inputs: Values) -> Values:
 
   def test(loop):
     carry, counter, _ = loop
-    child = frame.child(_fold(_fold(key, 0), counter), *cond[:2])
+    child = frame.child(step, _fold(_fold(key, 0), counter), *cond[:2])
     [decision] = child.run(cond[2], [*cond_consts, *carry])
     return frame.interpretation.lower(decision), child.records
 
   def turn(loop):
     carry, counter, records = loop
-    child = frame.child(_fold(_fold(key, 1), counter), *body[:2])
+    child = frame.child(step, _fold(_fold(key, 1), counter), *body[:2])
     outputs = child.run(body[2], [*body_consts, *carry])
     child.records.update(test(loop)[1])  # Of the test that let this turn in.
     return (outputs, *_advance(frame, counter, records, child))
@@ -164,7 +164,7 @@ def _cond(frame: Any, step: Any, inputs: Values) -> Values:
 
   def branch(place, path, scope, program):
     def run(inputs):
-      child = frame.child(_fold(key, place), path, scope)
+      child = frame.child(step, _fold(key, place), path, scope)
       outputs = child.run(program, inputs)
       return outputs, {**empty, **child.records}
 
@@ -199,7 +199,7 @@ def _remat(frame: Any, step: Any, inputs: Values) -> Values:
   [(path, scope, program)] = step.programs()
 
   def run(key, inputs):
-    child = frame.child(key, path, scope)
+    child = frame.child(step, key, path, scope)
     outputs = child.run(program, inputs)
     return outputs, child.records
 
@@ -220,7 +220,7 @@ def _shard_map(frame: Any, step: Any, inputs: Values) -> Values:
   all_axes = jax.P(axes)
 
   def run(key, inputs):
-    child = frame.child(key, path, scope)
+    child = frame.child(step, key, path, scope)
     outputs = child.run(program, inputs)
     records = jax.tree.map(
       lambda x: _compat.vary(jnp.asarray(x), frozenset(axes))[None],
@@ -254,7 +254,7 @@ def _custom_jvp(frame: Any, step: Any, inputs: Values) -> Values:
 
   @jax.custom_jvp
   def call(key, *inputs):
-    return frame.child(key, path, scope).run(program, inputs)
+    return frame.child(step, key, path, scope).run(program, inputs)
 
   @call.defjvp
   def derivative(primals, tangents):
@@ -269,7 +269,7 @@ def _custom_jvp(frame: Any, step: Any, inputs: Values) -> Values:
     traced, shape = jax.make_jaxpr(original, return_shape=True)(
       tuple(primals), tuple(tangents)
     )
-    outputs = frame.child(key, path, scope).run(
+    outputs = frame.child(step, key, path, scope).run(
       traced, [*primals, *tangents], tangents=len(tangents)
     )
     return jax.tree.unflatten(jax.tree.structure(shape), outputs)
@@ -286,7 +286,7 @@ def _custom_vjp(frame: Any, step: Any, inputs: Values) -> Values:
 
   @jax.custom_vjp
   def call(key, inputs):
-    return frame.child(key, path, scope).run(program, inputs)
+    return frame.child(step, key, path, scope).run(program, inputs)
 
   def forward(key, inputs):
     primals = [inputs[i] for i in moving]
@@ -295,7 +295,7 @@ def _custom_vjp(frame: Any, step: Any, inputs: Values) -> Values:
       return jax.vjp(_original(step, inputs, moving), *primals)
 
     traced, shape = jax.make_jaxpr(original, return_shape=True)(*primals)
-    outputs = frame.child(key, path, scope).run(traced, primals)
+    outputs = frame.child(step, key, path, scope).run(traced, primals)
     return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
   def backward(pullback, cotangents):

@@ -59,7 +59,7 @@ class Step(programs.Equation):
   """An equation while it is interpreted."""
 
   def __init__(self, raw: Any, index: int, frame: 'Frame') -> None:
-    super().__init__(raw, index, frame.path, frame.scope)
+    super().__init__(raw, index, frame.path, frame.scope, frame.outer)
     self.frame = frame
 
   def new_key(self) -> jax.Array:
@@ -100,6 +100,7 @@ class Frame:
     draws: Counts the keys made of it.
     path: Where the program is in the whole.
     scope: The names around it.
+    outer: The step that runs it.
     notes: What rules have noted of its variables.
     records: What rules have found out, by the path of the equation.
   """
@@ -110,18 +111,20 @@ class Frame:
     key: Key = None,
     path: str = '',
     scope: str = '',
+    outer: 'Step | None' = None,
   ) -> None:
     self.interpretation = interpretation
     self.key = key
     self.draws = itertools.count()
     self.path = path
     self.scope = scope
+    self.outer = outer
     self.notes: dict[Any, Any] = {}
     self.records: dict[str, Record] = {}
 
-  def child(self, key: Key, path: str, scope: str) -> 'Frame':
-    """A frame for a program inside this one."""
-    return Frame(self.interpretation, key, path, scope)
+  def child(self, step: Step, key: Key, path: str, scope: str) -> 'Frame':
+    """A frame for a program that a step runs."""
+    return Frame(self.interpretation, key, path, scope, step)
 
   def empty(self, program: Any, path: str, scope: str) -> dict[str, Record]:
     """The records of a program that did not run."""

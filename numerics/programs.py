@@ -58,12 +58,18 @@ class Equation:
     scope: Names around it: `jax.named_scope`, among them the modules of Flax,
       and nested functions that are compiled, as `jit(name)`.
     index: Its place in its own program.
+    outer: The equation that runs its program, if any.
     times: How often it runs. Turns of a `while` are not known and count as one,
       and every branch of a `cond` counts as taken.
   """
 
   def __init__(
-    self, raw: Any, index: int, path: str, scope: str, times: int = 1
+    self,
+    raw: Any,
+    index: int,
+    path: str,
+    scope: str,
+    outer: 'Equation | None' = None,
   ) -> None:
     self.raw = raw
     self.primitive: str = raw.primitive.name
@@ -71,14 +77,27 @@ class Equation:
     self.inputs = tuple(atom.aval for atom in raw.invars)
     self.outputs = tuple(var.aval for var in raw.outvars)
     self.index = index
-    self.times = times
+    self.outer = outer
+    self.times = 1 if outer is None else outer.times * outer.turns
     self.path = f'{path}{index}'
     self.scope = '/'.join(filter(None, [scope, _compat.scope(raw)]))
 
   @property
   def source(self) -> str:
-    """The user's line that made it, as `file:line (function)`."""
-    return _compat.source(self.raw)
+    """The user's line that made it, as `file:line (function)`.
+
+    Functions that JAX has compiled before do not know who calls them. It is the
+    line of the call then.
+    """
+    line = _compat.source(self.raw)
+    if line is None and self.outer is not None:
+      return self.outer.source
+    return line or 'an unknown line'
+
+  @property
+  def turns(self) -> int:
+    """How often it runs its program."""
+    return self.params['length'] if self.primitive == 'scan' else 1
 
   @property
   def floating(self) -> bool:
@@ -175,17 +194,28 @@ def live(program: Any) -> Sequence[tuple[int, Any]]:
 
 
 def walk(
-  program: Any, path: str = '', scope: str = '', times: int = 1
+  program: Any,
+  path: str = '',
+  scope: str = '',
+  outer: Equation | None = None,
 ) -> Iterator[Equation]:
   """Yields the equations of a program and of all within it, in order.
 
   Those that only run other programs are not among them.
+
+  Args:
+    program: The program.
+    path: Where it is in the whole.
+    scope: The names around it.
+    outer: What runs it.
+
+  Yields:
+    Equations.
   """
   for index, raw in live(program):
-    equation = Equation(raw, index, path, scope, times)
+    equation = Equation(raw, index, path, scope, outer)
     inner = equation.programs()
-    turns = raw.params['length'] if equation.primitive == 'scan' else 1
     for inner_path, inner_scope, inner_program in inner:
-      yield from walk(inner_program, inner_path, inner_scope, times * turns)
+      yield from walk(inner_program, inner_path, inner_scope, equation)
     if not inner:
       yield equation

@@ -18,6 +18,8 @@ from numerics import programs
 from numerics import reports
 from numerics import rounding
 
+_TINY = np.float32(2.0**-126)
+
 
 class _Pair(NamedTuple):
   """A number as it is computed, and as it would be in float32."""
@@ -239,7 +241,9 @@ def _errors(
 
   def ulps(wanted):
     known = finite & jnp.isfinite(wanted)
-    error = jnp.abs(run - wanted) / rounding.ulp(wanted, fmt)
+    # A denormal spacing would be flushed to zero.
+    spacing = jnp.maximum(rounding.ulp(wanted, fmt), _TINY)
+    error = jnp.abs(run - wanted) / spacing
     return largest(jnp.where(known, error, 0.0))
 
   sure = finite & (reference != 0)
