@@ -43,8 +43,8 @@ def check_transform(caller: str, transform: Any) -> None:
   )
 
 
-def check_experts(experts: Mapping[str, Any]) -> tuple[str, ...]:
-  """Returns the sorted names of the experts.
+def check_experts(caller: str, experts: Mapping[str, Any]) -> tuple[str, ...]:
+  """Returns the sorted names of the experts; `caller` is for messages.
 
   Raises:
     TypeError: `experts` is not a mapping from strings.
@@ -52,21 +52,26 @@ def check_experts(experts: Mapping[str, Any]) -> tuple[str, ...]:
   """
   if not isinstance(experts, Mapping):
     raise TypeError(
-      f'merge: experts is a {type(experts).__name__}, expected a mapping from '
-      "names to parameters, such as {'math': params}"
+      f'{caller}: experts is a {type(experts).__name__}, expected a mapping '
+      "from names to parameters, such as {'math': params}"
     )
   if not experts:
-    raise ValueError('merge: there are no experts')
+    raise ValueError(f'{caller}: there are no experts')
   for name in experts:
     if not isinstance(name, str):
-      raise TypeError(f'merge: an expert is named {name!r}, expected a string')
+      raise TypeError(
+        f'{caller}: an expert is named {name!r}, expected a string'
+      )
   return tuple(sorted(experts))
 
 
-def check_types(names: Sequence[str], trees: Sequence[Flat]) -> None:
+def check_types(
+  caller: str, names: Sequence[str], trees: Sequence[Flat]
+) -> None:
   """Checks that every leaf is an array that JAX can hold as it is.
 
   Args:
+    caller: Who was called, for messages.
     names: Names of the models.
     trees: Their leaves by path.
 
@@ -80,7 +85,8 @@ def check_types(names: Sequence[str], trees: Sequence[Flat]) -> None:
       if problem:
         problems.append(f'{name!r} at {path!r}: {problem}')
   if problems:
-    raise TypeError('merge: leaves of a wrong type:\n' + '\n'.join(problems))
+    listed = '\n'.join(problems)
+    raise TypeError(f'{caller}: leaves of a wrong type:\n{listed}')
 
 
 def _type_problem(leaf):
@@ -96,12 +102,15 @@ def _type_problem(leaf):
   return None
 
 
-def check_values(names: Sequence[str], trees: Sequence[Flat]) -> None:
+def check_values(
+  caller: str, names: Sequence[str], trees: Sequence[Flat]
+) -> None:
   """Checks that floats are finite and other leaves equal those of the base.
 
   Traced values are not looked at; those that a traced function closes over are.
 
   Args:
+    caller: Who was called, for messages.
     names: Names of the models, the base first.
     trees: Their leaves by path.
 
@@ -129,7 +138,8 @@ def check_values(names: Sequence[str], trees: Sequence[Flat]) -> None:
     if not good
   ]
   if problems:
-    raise ValueError('merge: unusable values:\n' + '\n'.join(problems))
+    listed = '\n'.join(problems)
+    raise ValueError(f'{caller}: unusable values:\n{listed}')
 
 
 def _equal(a, b):
@@ -148,6 +158,7 @@ def _value_problem(leaf):
 
 
 def check_extra(
+  caller: str,
   wanted: Sequence[str],
   extra: Mapping[str, Mapping[str, Any]],
   models: Sequence[str],
@@ -156,6 +167,7 @@ def check_extra(
   """Checks the data that a transform takes besides the parameters.
 
   Args:
+    caller: Who was called, for messages.
     wanted: Names of the data that the transform takes.
     extra: Data by name: trees by the name of the expert.
     models: Sorted names of the experts.
@@ -171,19 +183,19 @@ def check_extra(
   for name in extra:
     if name not in wanted:
       raise TypeError(
-        f'merge: the transform takes no {name!r}; it takes '
+        f'{caller}: the transform takes no {name!r}; it takes '
         f'[{patterns.listing(wanted)}]{patterns.suggest(name, wanted)}'
       )
   columns: dict[str, list[Flat]] = {}
   for name in wanted:
     if not isinstance(extra.get(name), Mapping):
       raise TypeError(
-        f'merge: the transform takes {name!r}: pass {name}= a mapping from '
+        f'{caller}: the transform takes {name!r}: pass {name}= a mapping from '
         'the names of the experts to trees'
       )
     if set(extra[name]) != set(models):
       raise ValueError(
-        f'merge: {name} is for {patterns.listing(sorted(extra[name]))}, '
+        f'{caller}: {name} is for {patterns.listing(sorted(extra[name]))}, '
         f'expected the experts {patterns.listing(models)}'
       )
     flat: list[Flat] = [tree.flatten(extra[name][model]) for model in models]
@@ -191,14 +203,14 @@ def check_extra(
       for path in leaves:
         if path not in paths:
           raise ValueError(
-            f'merge: {name} of {model!r} has a leaf {path!r} that base has '
+            f'{caller}: {name} of {model!r} has a leaf {path!r} that base has '
             f'not{patterns.suggest(path, paths)}'
           )
       if set(leaves) != set(flat[0]):
         odd = sorted(set(leaves) ^ set(flat[0]))
         raise ValueError(
-          f'merge: {name} of {model!r} and of {models[0]!r} have not the same '
-          f'leaves: only one has {patterns.listing(odd)}'
+          f'{caller}: {name} of {model!r} and of {models[0]!r} have not the '
+          f'same leaves: only one has {patterns.listing(odd)}'
         )
     columns[name] = flat
   return columns

@@ -82,16 +82,18 @@ def merge(
     (5, 3)
   """
   checks.check_transform('merge', transform)
-  models = checks.check_experts(experts)
+  models = checks.check_experts('merge', experts)
   dtype = jnp.dtype(dtype)
   if not jnp.issubdtype(dtype, jnp.floating):
     raise TypeError(f'merge: dtype is {dtype}, expected a floating-point type')
   names = ('base', *models)
   trees = [base, *(experts[name] for name in models)]
   flat = [tree.flatten(each) for each in trees]
-  checks.check_types(names, flat)
+  checks.check_types('merge', names, flat)
   tree.check_same_structure(*trees, names=names)
-  data = checks.check_extra(transform.extra, extra, models, list(flat[0]))
+  data = checks.check_extra(
+    'merge', transform.extra, extra, models, list(flat[0])
+  )
   paths = sorted(
     path for path, x in flat[0].items() if tree.is_float(x) and np.size(x)
   )
@@ -104,7 +106,7 @@ def merge(
     for leaf in (flat[0][path],)
   )
   state = transform.init(specs, models)
-  checks.check_values(names, flat)
+  checks.check_values('merge', names, flat)
 
   leaves = [
     programs.Inputs(

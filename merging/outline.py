@@ -73,7 +73,7 @@ class Outline:
     self, transform, base, experts, dtype, out_dtype, extra, piece=PIECE
   ):
     checks.check_transform('merge_stream', transform)
-    self.models = checks.check_experts(experts)
+    self.models = checks.check_experts('merge_stream', experts)
     self.transform = transform
     self.dtype = jnp.dtype(dtype)
     self.out_dtype = out_dtype
@@ -98,11 +98,7 @@ class Outline:
       raise ValueError('merge_stream: base has no leaf')
     self._compiled: dict[Any, tuple[jax.stages.Compiled, ...]] = {}
     for spec in self.floating:
-      if math.prod(spec.shape) >= 1 << 31:
-        raise ValueError(
-          f'merge_stream: leaf {spec.path!r} of shape {spec.shape} has 2**31 '
-          'entries or more, and places are counted in 31 bits; take it apart'
-        )
+      self._check_size(spec)
     self.state = ()
     if self.floating:
       self.state = transform.init(self.floating, self.models)
@@ -148,6 +144,30 @@ class Outline:
     return {
       name: [extra[name][model] for model in self.models] for name in names
     }
+
+  def _check_size(self, spec):
+    """Refuses a leaf so large that places in it are not what they seem."""
+    size = math.prod(spec.shape)
+    in_pieces = (
+      self._is_dense(spec)
+      and not self.transform.observers
+      and self.transform.entrywise(spec)
+      and self.transform.selection(spec) is None
+    )
+    bits = 32 if in_pieces else 31
+    if size >= 1 << bits:
+      how = 'come in pieces' if in_pieces else 'are ranked or merged as a whole'
+      raise ValueError(
+        f'merge_stream: leaf {spec.path!r} of shape {spec.shape} has '
+        f'{size:,} entries, and places are counted in {bits} bits where leaves '
+        f'{how}; take it apart'
+      )
+
+  def _is_dense(self, spec):
+    """Whether all that is read for a leaf is a row of each model."""
+    return not self.extra and not any(
+      is_adapter(x) and spec.path in x for x in self.experts
+    )
 
   def plan(self, max_bytes: int, workers: int) -> Plan:
     """Says what would be done.
@@ -241,9 +261,7 @@ class Outline:
       piece = max(piece, -(-total // (1 << 15)))
     for place, spec in enumerate(self.floating):
       size = math.prod(spec.shape)
-      dense = not self.extra and not any(
-        is_adapter(x) and spec.path in x for x in self.experts
-      )
+      dense = self._is_dense(spec)
       selection = self.transform.selection(spec)
       if dense and size > min(piece, _SMALL) and selection is not None:
         found.append(Job(place, 0, size, False, selection))

@@ -332,11 +332,11 @@ def _effective_rank(matrix):
 
 def _checked(base, experts):
   """Names of the experts, and the floating leaves of all models by path."""
-  names = checks.check_experts(experts)
+  names = checks.check_experts('diagnose', experts)
   models = ('base', *names)
   trees = [base, *(experts[name] for name in names)]
   flat = [tree.flatten(each) for each in trees]
-  checks.check_types(models, flat)
+  checks.check_types('diagnose', models, flat)
   tree.check_same_structure(*trees, names=models)
   for model, leaves in zip(models, flat, strict=True):
     for path, leaf in leaves.items():
@@ -344,7 +344,7 @@ def _checked(base, experts):
         raise TypeError(
           f'diagnose: {model!r} at {path!r} is traced; call it outside jax.jit'
         )
-  checks.check_values(models, flat)
+  checks.check_values('diagnose', models, flat)
   rows = {
     path: [leaves[path] for leaves in flat]
     for path, leaf in flat[0].items()

@@ -139,7 +139,7 @@ def _merged(
   extra: Mapping[str, Mapping[str, Tree]],
 ) -> Iterator[tuple[str, jax.Array]]:
   """Yields the path and the merged change of each adapted leaf."""
-  models = checks.check_experts(adapters)
+  models = checks.check_experts('merge_adapters', adapters)
   for name in models:
     dense.check_fits('merge_adapters', adapters[name], flat, name)
   paths = sorted({path for each in adapters.values() for path in each})
@@ -152,8 +152,12 @@ def _merged(
         f'merge_adapters: the adapters at {path!r} do not agree on its layout: '
         f'{layouts}'
       )
-  data = checks.check_extra(transform.extra, extra, models, paths)
-  checks.check_values(('base',), [{path: flat[path] for path in paths}])
+  data = checks.check_extra(
+    'merge_adapters', transform.extra, extra, models, paths
+  )
+  checks.check_values(
+    'merge_adapters', ('base',), [{path: flat[path] for path in paths}]
+  )
   dense.check_finite('merge_adapters', adapters)
 
   specs = tuple(

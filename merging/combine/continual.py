@@ -90,7 +90,7 @@ def continual_opcm(
 
 def _init(leaves, base):
   flat = tree.flatten(base)
-  checks.check_types(('base',), (flat,))
+  checks.check_types('continual_opcm', ('base',), (flat,))
   matrices = [path for path, x in flat.items() if jnp.ndim(x) == 2]
   patterns.check_found('continual_opcm', leaves, matrices)
   total = {
@@ -109,9 +109,9 @@ def _dtype(x):
 def _add(selects, threshold, rank_tol, state, expert):
   names = ('base', 'expert')
   flat = tree.flatten(state.base), tree.flatten(expert)
-  checks.check_types(names, flat)
+  checks.check_types('continual_opcm', names, flat)
   tree.check_same_structure(state.base, expert, names=names)
-  checks.check_values(names, flat)
+  checks.check_values('continual_opcm', names, flat)
   total, squares = {}, jnp.float32(0)
   for path, before in state.total.items():
     projects = before.ndim == 2 and selects(path)

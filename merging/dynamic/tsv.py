@@ -108,12 +108,12 @@ def compress(
       f'compress: share is {share}, expected a fraction in (0, 1], or None for '
       'one over the number of experts'
     )
-  names = checks.check_experts(experts)
+  names = checks.check_experts('compress', experts)
   trees = [base, *(experts[name] for name in names)]
   flat = [tree.flatten(each) for each in trees]
-  checks.check_types(('base', *names), flat)
+  checks.check_types('compress', ('base', *names), flat)
   tree.check_same_structure(*trees, names=('base', *names))
-  checks.check_values(('base', *names), flat)
+  checks.check_values('compress', ('base', *names), flat)
   selects = patterns.predicate('compress', leaves)
   matrices = [path for path, x in flat[0].items() if np.ndim(x) == 2]
   patterns.check_found('compress', leaves, matrices)

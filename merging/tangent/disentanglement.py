@@ -110,7 +110,7 @@ def disentanglement_error(
     NeurIPS 2023. arXiv:2305.12827.
   """
   caller = 'disentanglement_error'
-  names = checks.check_experts(experts)
+  names = checks.check_experts(caller, experts)
   if set(inputs) != set(names):
     raise ValueError(
       f'{caller}: inputs are for {patterns.listing(sorted(inputs))}, expected '

@@ -183,7 +183,7 @@ def responses(
     >>> [float(answers.at(jnp.array([a]))) for a in (0.0, 0.5, 1.0)]
     [9.0, 12.0, 15.0]
   """
-  names = checks.check_experts(experts)
+  names = checks.check_experts('responses', experts)
   changes = [change_of('responses', experts[name], base) for name in names]
   run, floats = of_floats('responses', apply, base)
   at_inputs = functools.partial(run, args=args, kwargs=kwargs)

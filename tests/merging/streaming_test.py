@@ -517,3 +517,64 @@ def test_the_plan_bounds_what_a_larger_leaf_needs():
   assert peaks[0] < peaks[1] <= 2 * 32 * outline.PIECE
   whole = merging.plan(merging.model_stock(), large, {'x': large, 'y': large})
   assert whole.peak_bytes > 5 * large.specs['w'].shape[0] * 64 * 4
+
+
+class Numbered:
+  """A leaf of any size whose entries say in which piece they are."""
+
+  def __init__(self, size, scale=1):
+    spec = merging.LeafSpec('w', (size,), np.dtype(np.float16))
+    self.specs: streams.Specs = {'w': spec}
+    self._scale = scale
+
+  def read(self, path, start, out):
+    assert path == 'w'
+    out.fill(self._scale * (start // outline.PIECE % 512))
+
+
+class Numbers:
+  """A sink of such leaves, which keeps what it needs to be checked."""
+
+  def __init__(self):
+    self.found = {}
+
+  def write(self, path, start, values):
+    assert path == 'w'
+    assert values.min() == values.max()
+    self.found[start] = (values.size, float(values[0]))
+
+
+@pytest.mark.parametrize(
+  ('transform', 'size', 'bits'),
+  [
+    (merging.average(), 2**32, 32),
+    (merging.ties(scope='tensor'), 2**31, 31),
+    (merging.chain(merging.trim(0.2), merging.total()), 2**31, 31),
+    (merging.slerp(0.5), 2**31, 31),
+  ],
+)
+def test_a_leaf_whose_places_cannot_be_counted_is_refused(
+  transform, size, bits
+):
+  with pytest.raises(ValueError, match=f'places are counted in {bits} bits'):
+    merging.plan(transform, Numbered(size), {'a': Numbered(size)})
+  merging.plan(
+    merging.average(), Numbered(2**32 - 1), {'a': Numbered(2**32 - 1)}
+  )
+
+
+@pytest.mark.slow
+def test_a_leaf_of_more_than_31_bits_comes_in_pieces():
+  size = 2**31 + 3 * outline.PIECE + 5
+  sink = Numbers()
+  merging.merge_stream(
+    merging.task_arithmetic(0.5), Numbered(size), {'a': Numbered(size, 3)}, sink
+  )
+  starts = range(0, size, outline.PIECE)
+  assert sink.found == {
+    start: (
+      min(outline.PIECE, size - start),
+      2 * (start // outline.PIECE % 512),
+    )
+    for start in starts
+  }
