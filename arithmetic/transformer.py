@@ -1,65 +1,25 @@
 """A small decoder-only transformer behind `init` and `apply`."""
 
-import dataclasses
+import functools
 from typing import Any
-from typing import get_args
-from typing import Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from arithmetic import positions as position_schemes
+from arithmetic.blocks import Decoder
+from arithmetic.blocks import KeysValues
+from arithmetic.blocks import View
+from arithmetic.config import Activation as Activation
+from arithmetic.config import Config as Config
+from arithmetic.config import Dtype as Dtype
+from arithmetic.config import Norm as Norm
+from arithmetic.config import NormPlace as NormPlace
 
 Params = dict[str, Any]
-Dtype = Literal['float32', 'bfloat16']
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-  """The shape of a decoder.
-
-  Attributes:
-    vocabulary_size: How many tokens there are.
-    max_length: The longest line, in tokens.
-    layers: Blocks of attention and a two-layer perceptron.
-    heads: Attention heads; they divide the width.
-    width: Features of the residual stream.
-    hidden_ratio: Hidden features of the perceptron, as a multiple of width.
-    positions: `learned` or `sinusoidal` vectors added to the embedding,
-      `rotary` queries and keys, or `none`.
-    dtype: What activations are computed in; parameters are float32, and so
-      are norms, attention weights and logits.
-  """
-
-  vocabulary_size: int
-  max_length: int
-  layers: int = 2
-  heads: int = 4
-  width: int = 128
-  hidden_ratio: int = 4
-  positions: position_schemes.Scheme = 'learned'
-  dtype: Dtype = 'float32'
-
-  def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.type is int and value < 1:
-        raise ValueError(f'{field.name} is at least 1, got {value}')
-    if self.width % self.heads:
-      raise ValueError(
-        f'heads divide the width: {self.width} features cannot be shared by'
-        f' {self.heads} heads'
-      )
-    if self.positions not in position_schemes.SCHEMES:
-      raise ValueError(
-        f'positions is one of {", ".join(position_schemes.SCHEMES)}, got'
-        f' {self.positions!r}'
-      )
-    if self.dtype not in get_args(Dtype):
-      raise ValueError(
-        f'dtype is one of {", ".join(get_args(Dtype))}, got {self.dtype!r}'
-      )
+# Of every layer, keys and values [loops, batch, length, heads, head_width].
+Cache = tuple[KeysValues, ...]
 
 
 def init(key: jax.Array, config: Config) -> Params:
@@ -80,17 +40,51 @@ def init(key: jax.Array, config: Config) -> Params:
     (32, 96)
   """
   tokens = jnp.zeros((1, config.max_length), jnp.int32)
-  variables: Any = _Decoder(config).init(key, tokens)
+  variables: Any = Decoder(config).init(key, tokens, ids_of(tokens, config))
   return variables['params']
 
 
-def apply(params: Params, tokens: jax.Array, *, config: Config) -> jax.Array:
+def ids_of(
+  tokens: jax.Array, config: Config, *, key: jax.Array | None = None
+) -> position_schemes.Places:
+  """The position ids that a decoder gives to lines of tokens.
+
+  Args:
+    tokens: i32[batch, length].
+    config: The decoder's shape.
+    key: For training: draws, where a scheme draws.
+
+  Returns:
+    What `apply` computes itself, and takes as `places`.
+  """
+  return position_schemes.places(
+    config.scheme,
+    tokens,
+    max_length=config.max_length,
+    classes=config.classes,
+    key=key,
+  )
+
+
+def apply(
+  params: Params,
+  tokens: jax.Array,
+  *,
+  config: Config,
+  key: jax.Array | None = None,
+  places: position_schemes.Places | None = None,
+  loops: int | None = None,
+) -> jax.Array:
   """Logits of the next token at every position.
 
   Args:
     params: From `init`.
     tokens: i32[batch, length], length at most `config.max_length`.
     config: The decoder's shape.
+    key: For training: draws positions, where they are random, and what is
+      dropped.
+    places: Position ids to take instead of those of `config.positions`.
+    loops: How often to go through the blocks, if not `config.loops` times.
 
   Returns:
     f32[batch, length, vocabulary]; entry [:, i] has seen tokens up to i.
@@ -106,112 +100,150 @@ def apply(params: Params, tokens: jax.Array, *, config: Config) -> jax.Array:
     >>> apply(params, jnp.zeros((3, 5), jnp.int32), config=config).shape
     (3, 5, 16)
   """
+  _check_length(tokens, config)
+  batch, length = tokens.shape
+  place_key, drop_key = (None, None) if key is None else jax.random.split(key)
+  if places is None:
+    places = ids_of(tokens, config, key=place_key)
+  causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
+  view = View(batch, places.attention, places.attention, causal)
+  logits, _ = _run(
+    params, tokens, places.vectors, view, config, loops, drop_key
+  )
+  return logits
+
+
+def empty_cache(
+  config: Config,
+  batch: int,
+  *,
+  length: int | None = None,
+  loops: int | None = None,
+) -> Cache:
+  """Room for the keys and values of lines.
+
+  Args:
+    config: The decoder's shape.
+    batch: How many lines.
+    length: Tokens a line, by default `config.max_length`.
+    loops: How often `extend` will go through the blocks, if not
+      `config.loops` times.
+
+  Returns:
+    A `Cache` for `extend`.
+  """
+  shape = (
+    loops or config.loops,
+    batch,
+    length or config.max_length,
+    config.heads,
+    config.head_width,
+  )
+  empty = jnp.zeros(shape, jnp.dtype(config.dtype))
+  return tuple((empty, empty) for _ in range(config.layers))
+
+
+def extend(
+  params: Params,
+  cache: Cache,
+  tokens: jax.Array,
+  start: jax.Array | int,
+  *,
+  config: Config,
+  places: position_schemes.Places,
+) -> tuple[jax.Array, Cache]:
+  """Logits of tokens that follow those whose keys and values are cached.
+
+  Args:
+    params: From `init`.
+    cache: From `empty_cache` or an earlier call.
+    tokens: i32[batch, count], what comes next in every line.
+    start: How many tokens came before.
+    config: The decoder's shape.
+    places: The position ids of the whole line, as long as the cache. Ids
+      beyond the tokens given are not read.
+
+  Returns:
+    Logits f32[batch, count, vocabulary] and the cache with the tokens.
+
+  Examples:
+    A line in two parts:
+
+    >>> import functools
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> config = Config(vocabulary_size=16, max_length=8, width=32)
+    >>> params = jax.jit(init, static_argnums=1)(jax.random.key(0), config)
+    >>> line = jnp.asarray([[3, 1, 4, 1, 5, 9, 2, 6]])
+    >>> read = functools.partial(
+    ...   jax.jit(extend, static_argnames='config'),
+    ...   config=config,
+    ...   places=ids_of(line, config),
+    ... )
+    >>> _, cache = read(params, empty_cache(config, 1), line[:, :4], 0)
+    >>> logits, cache = read(params, cache, line[:, 4:], 4)
+    >>> whole = apply(params, line, config=config)
+    >>> bool(jnp.allclose(logits, whole[:, 4:], atol=1e-5))
+    True
+  """
+  batch, count = tokens.shape
+  loops, _, length = cache[0][0].shape[:3]
+  query_places = jax.tree.map(
+    lambda ids: jax.lax.dynamic_slice_in_dim(ids, start, count, axis=-1),
+    places,
+  )
+  row = start + jnp.arange(count)[:, None]
+  causal = (jnp.arange(length)[None] <= row)[None, None]
+  view = View(
+    batch, query_places.attention, places.attention, causal, start=start
+  )
+  ids = query_places.vectors
+  logits, new = _run(params, tokens, ids, view, config, loops, None, cache)
+  return logits, new or ()
+
+
+def _run(
+  params: Params,
+  tokens: jax.Array,
+  ids: jax.Array,
+  view: View,
+  config: Config,
+  loops: int | None,
+  key: jax.Array | None,
+  cache: Cache | None = None,
+) -> tuple[jax.Array, Cache | None]:
+  """Embeds, goes through the blocks again and again, and unembeds."""
+  decoder: Any = functools.partial(Decoder(config).apply, {'params': params})
+  train = key is not None
+
+  def drop(count: jax.Array | int) -> dict[str, jax.Array] | None:
+    return {'dropout': jax.random.fold_in(key, count)} if train else None
+
+  embedded = decoder(tokens, ids, train=train, rngs=drop(0), method='embed')
+  bias = decoder(view.query_ids, view.key_ids, method='shared_bias')
+  view = view._replace(bias=bias, train=train)
+
+  def once(x: jax.Array, item: Any) -> tuple[jax.Array, Any]:
+    count, cache = item
+    x = x + embedded if config.inject else x
+    return decoder(x, view, cache, rngs=drop(count), method='loop')
+
+  x = jnp.zeros_like(embedded) if config.inject else embedded
+  loops = loops or config.loops
+  if loops > 1:
+    x, cache = jax.lax.scan(once, x, (jnp.arange(1, loops + 1), cache))
+  elif cache is None:
+    x, _ = once(x, (1, None))
+  else:
+    x, cache = once(x, (1, jax.tree.map(lambda leaf: leaf[0], cache)))
+    cache = jax.tree.map(lambda leaf: leaf[None], cache)
+  logits = decoder(x, method='unembed')
+  return logits.reshape(*tokens.shape, config.vocabulary_size), cache
+
+
+def _check_length(tokens: jax.Array, config: Config) -> None:
   if tokens.shape[-1] > config.max_length:
     raise ValueError(
       f'lines of {tokens.shape[-1]} tokens do not fit a decoder of'
       f' max_length={config.max_length}'
     )
-  logits: Any = _Decoder(config).apply({'params': params}, tokens)
-  return logits
-
-
-def _dense(features: int, config: Config, name: str, *, scale: float = 1.0):
-  initializer = nn.initializers.variance_scaling(
-    scale, 'fan_in', 'truncated_normal'
-  )
-  return nn.Dense(
-    features,
-    kernel_init=initializer,
-    dtype=jnp.dtype(config.dtype),
-    name=name,
-  )
-
-
-def _norm(x: jax.Array, name: str) -> jax.Array:
-  """Root-mean-square norm, computed in float32."""
-  return nn.RMSNorm(name=name)(x.astype(jnp.float32)).astype(x.dtype)
-
-
-class _Attention(nn.Module):
-  config: Config
-
-  @nn.compact
-  def __call__(self, x: jax.Array, length: int) -> jax.Array:
-    """Causal attention on flat activations [batch * length, width]."""
-    config = self.config
-    batch = x.shape[0] // length
-    head_width = config.width // config.heads
-    packed = _dense(3 * config.width, config, 'query_key_value')(x)
-    packed = packed.reshape(batch, length, 3, config.heads, head_width)
-    query, key, value = (packed[:, :, i] for i in range(3))
-    if config.positions == 'rotary':
-      places = jnp.broadcast_to(jnp.arange(length), (batch, length))
-      query = position_schemes.rotate(query, places)
-      key = position_schemes.rotate(key, places)
-    scores = jnp.einsum(
-      'bihd,bjhd->bhij', query, key, preferred_element_type=jnp.float32
-    )
-    causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
-    scores = jnp.where(causal, scores * head_width**-0.5, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = jnp.einsum('bhij,bjhd->bihd', weights, value)
-    return _dense(config.width, config, 'output', scale=0.5 / config.layers)(
-      mixed.reshape(x.shape)
-    )
-
-
-class _Block(nn.Module):
-  config: Config
-
-  @nn.compact
-  def __call__(self, x: jax.Array, length: int) -> jax.Array:
-    config = self.config
-    normed = _norm(x, 'attention_norm')
-    x = x + _Attention(config, name='attention')(normed, length)
-    normed = _norm(x, 'perceptron_norm')
-    hidden = _dense(config.hidden_ratio * config.width, config, 'up')(normed)
-    hidden = jax.nn.gelu(hidden)
-    return x + _dense(config.width, config, 'down', scale=0.5 / config.layers)(
-      hidden
-    )
-
-
-class _Decoder(nn.Module):
-  config: Config
-
-  @nn.compact
-  def __call__(self, tokens: jax.Array) -> jax.Array:
-    config = self.config
-    batch, length = tokens.shape
-    embedding = nn.Embed(
-      config.vocabulary_size,
-      config.width,
-      embedding_init=nn.initializers.normal(1.0),
-      name='embedding',
-    )
-    x = embedding(tokens)
-    if config.positions == 'learned':
-      table = self.param(
-        'positions',
-        nn.initializers.normal(1.0),
-        (config.max_length, config.width),
-      )
-      x = x + table[None, :length]
-    elif config.positions == 'sinusoidal':
-      places = jnp.arange(length)[None]
-      x = x + position_schemes.sinusoidal(places, config.width)
-    # Linear layers run on [batch * length, width]: one large product is twice
-    # as fast on a CPU as a batch of small ones.
-    x = x.reshape(batch * length, config.width).astype(config.dtype)
-    for layer in range(config.layers):
-      x = _Block(config, name=f'blocks_{layer}')(x, length)
-    x = nn.RMSNorm(name='norm')(x.astype(jnp.float32))
-    logits = nn.Dense(
-      config.vocabulary_size,
-      use_bias=False,
-      kernel_init=nn.initializers.variance_scaling(
-        1.0, 'fan_in', 'truncated_normal'
-      ),
-      name='unembedding',
-    )(x)
-    return logits.reshape(batch, length, config.vocabulary_size)

@@ -1,17 +1,7 @@
-"""How a decoder knows where a token stands.
-
-Every scheme is a function of integer position ids i32[batch, length], so that
-one decoder serves all.
-"""
-
-from typing import get_args
-from typing import Literal
+"""Fixed functions of positions: vectors, and rotations of queries and keys."""
 
 import jax
 import jax.numpy as jnp
-
-Scheme = Literal['learned', 'sinusoidal', 'rotary', 'none']
-SCHEMES: tuple[str, ...] = get_args(Scheme)
 
 
 def sinusoidal(positions: jax.Array, width: int) -> jax.Array:
