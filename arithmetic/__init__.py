@@ -3,8 +3,10 @@
 from arithmetic import decoding as decoding
 from arithmetic import evaluation as evaluation
 from arithmetic import layouts as layouts
+from arithmetic import lines as lines
 from arithmetic import population as population
 from arithmetic import positions as positions
+from arithmetic import scratchpads as scratchpads
 from arithmetic import tasks as tasks
 from arithmetic import tokenizers as tokenizers
 from arithmetic import training as training

@@ -1,22 +1,40 @@
 """Exact tasks: samplers on the device, oracles in Python integers."""
 
 from collections.abc import Sequence
-import difflib
 
+from arithmetic import names
 from arithmetic.tasks.base import Digits as Digits
 from arithmetic.tasks.base import from_strings as from_strings
 from arithmetic.tasks.base import split_of as split_of
 from arithmetic.tasks.base import SPLITS as SPLITS
 from arithmetic.tasks.base import Task as Task
 from arithmetic.tasks.base import to_strings as to_strings
+from arithmetic.tasks.lists import longest_increasing as longest_increasing
+from arithmetic.tasks.lists import running_sums as running_sums
+from arithmetic.tasks.lists import sorting_numbers as sorting_numbers
+from arithmetic.tasks.lists import sorting_of as sorting_of
 from arithmetic.tasks.numbers import addition as addition
+from arithmetic.tasks.numbers import addition_modulo_97 as addition_modulo_97
+from arithmetic.tasks.numbers import addition_of as addition_of
+from arithmetic.tasks.numbers import addition_of_three as addition_of_three
 from arithmetic.tasks.numbers import comparison as comparison
 from arithmetic.tasks.numbers import division as division
+from arithmetic.tasks.numbers import long_division as long_division
+from arithmetic.tasks.numbers import long_multiplication as long_multiplication
 from arithmetic.tasks.numbers import maximum as maximum
 from arithmetic.tasks.numbers import minimum as minimum
+from arithmetic.tasks.numbers import modular as modular
 from arithmetic.tasks.numbers import modular_subtraction as modular_subtraction
 from arithmetic.tasks.numbers import multiplication as multiplication
+from arithmetic.tasks.numbers import (
+  multiplication_modulo_97 as multiplication_modulo_97,
+)
 from arithmetic.tasks.numbers import remainder as remainder
+from arithmetic.tasks.numbers import signed_subtraction as signed_subtraction
+from arithmetic.tasks.numbers import square_root as square_root
+from arithmetic.tasks.numbers import (
+  square_root_of_decimal as square_root_of_decimal,
+)
 from arithmetic.tasks.numbers import subtraction as subtraction
 from arithmetic.tasks.numbers import successor as successor
 from arithmetic.tasks.strings import carryless_addition as carryless_addition
@@ -54,11 +72,7 @@ def get(name: str) -> Task:
     >>> get('addition').solve(('95', '7'))
     '102'
   """
-  if name not in ALL:
-    near = difflib.get_close_matches(name, ALL, n=1)
-    hint = f'; did you mean {near[0]!r}?' if near else ''
-    raise KeyError(f'no task {name!r}{hint} There are {", ".join(sorted(ALL))}')
-  return ALL[name]
+  return names.look_up('task', name, ALL)
 
 
 def get_all(names: Sequence[str]) -> tuple[Task, ...]:

@@ -3,11 +3,18 @@
 A problem is drawn on the device as arrays of decimal digits, so that operands
 may be longer than any machine integer; the answer is computed twice, once on
 the device and once, by `Task.solve`, with Python's integers and strings.
+
+A number that is not a plain integer is a string with a sign or a point in it,
+and an answer of several numbers has marks between them, so that decimals,
+fractions (two numbers and `/`) and scientific notation (`e`) are strings too.
 """
 
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+import itertools
+import math
+import re
 from typing import NamedTuple
 
 import jax
@@ -18,6 +25,9 @@ import numpy as np
 _SPLIT_BUCKETS = {'validation': (0, 4), 'test': (4, 8), 'train': (8, 64)}
 SPLITS = tuple(_SPLIT_BUCKETS)
 
+# What a string may hold, in the order of its codes: a digit is its own code.
+ALPHABET = '0123456789-.+*/%()'
+
 
 class Digits(NamedTuple):
   """Strings of decimal digits of different lengths, as one array.
@@ -25,7 +35,9 @@ class Digits(NamedTuple):
   Attributes:
     values: i32[..., width], position 0 is the last digit written (the least
       significant one of a number). Entries at or beyond `length` are zero.
-    length: i32[...], how many digits are written.
+      Values from 10 on are the other characters of `ALPHABET`.
+    length: i32[...], how many digits are written. A string of none is absent,
+      and so is the mark before it.
   """
 
   values: jax.Array
@@ -42,6 +54,11 @@ def column(values: jax.Array) -> jax.Array:
   return jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
 
 
+Operands = tuple[Digits, ...]
+# One string, or several with the marks that are written between them.
+Answer = Digits | tuple[Digits | str, ...]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
   """One exact arithmetic task at any size.
@@ -50,8 +67,9 @@ class Task:
     name: The field's name for it, as in `'addition'`.
     symbol: The one character that opens every prompt of the task.
     widths: From a level (the size of a problem, at least 1) to the digits of
-      each operand.
-    answer_width: From a level to the most digits an answer can have.
+      each operand; an operand of none is absent.
+    answer_width: From a level to the most characters an answer can have; if
+      it has several strings, to those of each.
     compute: From the operands to the answer, on the device.
     solve: The oracle: from the written operands to the written answer, in
       Python integers and strings.
@@ -59,16 +77,98 @@ class Task:
       zero, or plain strings of digits.
     prepare: Applied to freshly drawn operands, to put a problem into the
       task's domain (a divisor is not zero, a difference not negative).
+    operator: What is written between operands, if not the symbol.
+    alphabet: What strings of the task hold beside digits, as `'-'`.
   """
 
   name: str
   symbol: str
   widths: Callable[[int], tuple[int, ...]]
-  answer_width: Callable[[int], int]
-  compute: Callable[[tuple[Digits, ...]], Digits]
+  answer_width: Callable[[int], int | tuple[int, ...]]
+  compute: Callable[[Operands], Answer]
   solve: Callable[[tuple[str, ...]], str]
   numeric: bool = True
-  prepare: Callable[[tuple[Digits, ...]], tuple[Digits, ...]] = lambda x: x
+  prepare: Callable[[Operands], Operands] = lambda x: x
+  operator: str = ''
+  alphabet: str = ''
+
+  def answer(
+    self, operands: Operands, level: int
+  ) -> list[tuple[str, Digits, int]]:
+    """The strings of the answer, on the device.
+
+    Args:
+      operands: One `Digits` each.
+      level: The largest level among the problems.
+
+    Returns:
+      For each string: the mark before it, the string, no wider than it can
+      be, and that width.
+    """
+    parts = self.compute(operands)
+    parts = (parts,) if isinstance(parts, Digits) else parts
+    widths = iter(self.answer_widths(level))
+    strings, mark = [], ''
+    for part in parts:
+      if isinstance(part, str):
+        mark = part
+        continue
+      width = next(widths, None)
+      if width is None:
+        break
+      strings.append(
+        (mark, Digits(part.values[..., :width], part.length), width)
+      )
+    return strings
+
+  def solution(
+    self, operands: Sequence[str], level: int
+  ) -> list[tuple[str, str, int]]:
+    """The same on the host, by `solve`: only strings that are not absent."""
+    answer, widths = self.solve(tuple(operands)), self.answer_widths(level)
+    if len(widths) == 1:
+      return [('', answer, *widths)]
+    parts = re.findall('([^-.0-9]*)([-.0-9]+)', answer)
+    return [(*part, width) for part, width in zip(parts, widths, strict=False)]
+
+  def answer_widths(self, level: int) -> tuple[int, ...]:
+    """The most characters of each string of the answer."""
+    widths = self.answer_width(level)
+    return (widths,) if isinstance(widths, int) else widths
+
+  def enumerate(self, level: int, limit: int = 100_000) -> Operands:
+    """All problems of one level, each once.
+
+    Args:
+      level: Digits of an operand, or what the task takes it for.
+      limit: The most problems before `prepare`.
+
+    Returns:
+      One `Digits` for each operand.
+
+    Raises:
+      ValueError: If there are more.
+
+    Examples:
+      >>> from arithmetic import tasks
+      >>> a, b = tasks.subtraction.enumerate(1)
+      >>> len(a.length), to_strings(a)[:4], to_strings(b)[:4]
+      (55, ['0', '1', '1', '2'], ['0', '0', '1', '0'])
+    """
+    ranges = []
+    for width in self.widths(level):
+      low = 10 ** (width - 1) if self.numeric and width > 1 else 0
+      ranges.append([f'{i:0{width}d}' for i in range(low, 10**width)])
+    count = math.prod(map(len, ranges))
+    if count > limit:
+      raise ValueError(
+        f'{self.name} has {count} problems at level {level}, more than'
+        f' limit={limit}'
+      )
+    columns = zip(*itertools.product(*ranges), strict=True)
+    operands = self.prepare(tuple(from_strings(x) for x in columns))
+    written = sorted(set(zip(*map(to_strings, operands), strict=True)))
+    return tuple(from_strings(x) for x in zip(*written, strict=True))
 
   def sample(
     self,
@@ -170,7 +270,7 @@ def split_of(operands: tuple[Digits, ...], split: str) -> jax.Array:
       # Positions beyond the length leave the state alone, so that a problem
       # keeps its split whatever the width of the array that carries it.
       state = jnp.where(i < operand.length, _mix(state, digit), state)
-    total = total + state
+    total = total + jnp.where(operand.length > 0, state, np.uint32(0))
   state = _mix(total, total >> np.uint32(16))
   bucket = state % np.uint32(64)
   return (bucket >= low) & (bucket < high)
@@ -183,24 +283,35 @@ def _mix(state: jax.Array, value: jax.Array) -> jax.Array:
   return state ^ (state >> np.uint32(13))
 
 
-def to_strings(digits: Digits) -> list[str]:
-  """The written form of a batch of digit strings, most significant first.
+def to_strings(answer: Answer) -> list[str]:
+  """The written form of a batch of strings, most significant digit first.
 
   Args:
-    digits: Digit strings of shape [batch].
+    answer: Strings of shape [batch], or what `Task.compute` returns.
 
   Returns:
     One Python string each.
 
   Examples:
     >>> import jax.numpy as jnp
-    >>> to_strings(Digits(jnp.asarray([[3, 2, 1]]), jnp.asarray([2])))
+    >>> digits = Digits(jnp.asarray([[3, 2, 1]]), jnp.asarray([2]))
+    >>> to_strings(digits)
     ['23']
+    >>> to_strings((digits, 'r', digits))
+    ['23r23']
   """
-  values = np.asarray(digits.values)
-  lengths = np.asarray(digits.length)
+  if not isinstance(answer, Digits):
+    columns, mark = [], ''
+    for part in answer:
+      if isinstance(part, str):
+        mark = part
+        continue
+      columns.append([mark + x if x else '' for x in to_strings(part)])
+    return [''.join(row) for row in zip(*columns, strict=True)]
+  values = np.asarray(answer.values)
+  lengths = np.asarray(answer.length)
   return [
-    ''.join(str(d) for d in row[:n][::-1])
+    ''.join(ALPHABET[d] for d in row[:n][::-1])
     for row, n in zip(values, lengths, strict=True)
   ]
 
@@ -209,20 +320,23 @@ def from_strings(strings: Sequence[str], width: int | None = None) -> Digits:
   """The inverse of `to_strings`, on the host.
 
   Args:
-    strings: Strings of decimal digits.
+    strings: Strings over `ALPHABET`.
     width: The width of the array; the longest string by default.
 
   Returns:
     `Digits` of shape [len(strings)].
 
   Raises:
-    ValueError: If a string holds anything but digits or is longer than width.
+    ValueError: If a string holds anything else or is longer than width.
   """
   width = max(map(len, strings)) if width is None else width
   values = np.zeros((len(strings), width), np.int32)
   for row, text in enumerate(strings):
-    if len(text) > width or not (text.isascii() and text.isdigit()):
-      raise ValueError(f'expected at most {width} decimal digits, got {text!r}')
-    values[row, : len(text)] = [int(c) for c in reversed(text)]
+    codes = [ALPHABET.find(c) for c in reversed(text)]
+    if len(text) > width or -1 in codes:
+      raise ValueError(
+        f'expected at most {width} characters of {ALPHABET!r}, got {text!r}'
+      )
+    values[row, : len(text)] = codes
   lengths = np.asarray([len(text) for text in strings], np.int32)
   return Digits(jnp.asarray(values), jnp.asarray(lengths))

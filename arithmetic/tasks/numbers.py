@@ -1,13 +1,16 @@
 """Tasks on non-negative integers."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 
 from arithmetic.tasks import digitwise
+from arithmetic.tasks.base import ALPHABET
 from arithmetic.tasks.base import Digits
+from arithmetic.tasks.base import Operands
 from arithmetic.tasks.base import Task
-
-Operands = tuple[Digits, ...]
 
 
 def _two(level: int) -> tuple[int, int]:
@@ -39,14 +42,26 @@ def _positive_divisor(operands: Operands) -> Operands:
   return a, Digits(jnp.where(b.values == 0, 9, b.values), b.length)
 
 
+def _nonzero_divisor(operands: Operands) -> Operands:
+  """The same for divisors of any number of digits."""
+  a, b = operands
+  zero = jnp.all(b.values == 0, axis=-1)
+  return a, Digits(b.values.at[..., 0].add(jnp.where(zero, 9, 0)), b.length)
+
+
 def _add(operands: Operands) -> Digits:
-  a, b = _same_width(operands, extra=1)
-  return digitwise.strip(digitwise.carry(a + b))
+  columns = _same_width(operands, extra=1)
+  return digitwise.strip(digitwise.carry(functools.reduce(jnp.add, columns)))
 
 
 def _subtract(operands: Operands) -> Digits:
   a, b = _same_width(operands)
   return digitwise.strip(digitwise.carry(a - b))
+
+
+def _subtract_signed(operands: Operands) -> Digits:
+  difference = _subtract(_larger_first(operands))
+  return digitwise.signed(difference, digitwise.less(*_same_width(operands)))
 
 
 def _subtract_modular(operands: Operands) -> Digits:
@@ -74,6 +89,46 @@ def _remainder(operands: Operands) -> Digits:
   a, b = operands
   remainder = digitwise.divide(a.values, b.values[..., 0])[1]
   return digitwise.from_integer(remainder, 1)
+
+
+def _divide_long(operands: Operands) -> tuple[Digits | str, ...]:
+  a, b = operands
+  quotient, rest = digitwise.divide_long(a.values, b.values)
+  return digitwise.strip(quotient), 'r', digitwise.strip(rest)
+
+
+def _square_root(operands: Operands) -> Digits:
+  (a,) = operands
+  values = digitwise.pad(a.values, a.values.shape[-1] + a.values.shape[-1] % 2)
+  return digitwise.strip(digitwise.square_root(values))
+
+
+def _square_root_of_decimal(operands: Operands) -> Digits:
+  digits, places = digitwise.without_point(operands[0])
+  # The root of n / 10^p to p places is the root of n 10^p, of 2p + 1 digits.
+  values = digitwise.pad(digits.values, 2 * digits.values.shape[-1])
+  source = digitwise.column(values) - places[:, None]
+  shifted = jnp.where(
+    source >= 0,
+    jnp.take_along_axis(values, jnp.maximum(source, 0), axis=-1),
+    0,
+  )
+  root = Digits(digitwise.square_root(shifted), places + 1)
+  return digitwise.with_point(root, places)
+
+
+def _solve_square_root_of_decimal(x: tuple[str, ...]) -> str:
+  whole, _, places = x[0].partition('.')
+  root = str(math.isqrt(int(whole + places) * 10 ** len(places)))
+  return f'{root[: -len(places)]}.{root[-len(places) :]}'
+
+
+def _decimal_point(operands: Operands) -> Operands:
+  """Makes the second digit of a number a point."""
+  (a,) = operands
+  place = digitwise.column(a.values)
+  point = place == a.length[:, None] - 2
+  return (Digits(jnp.where(point, ALPHABET.index('.'), a.values), a.length),)
 
 
 def _successor(operands: Operands) -> Digits:
@@ -112,6 +167,37 @@ addition = Task(
   solve=lambda x: str(int(x[0]) + int(x[1])),
 )
 
+
+def addition_of(count: int, *, name: str, symbol: str) -> Task:
+  """The task of adding several numbers.
+
+  Args:
+    count: How many.
+    name: The task's name.
+    symbol: The task's symbol in prefix notation; in infix notation it is `+`.
+
+  Returns:
+    The task.
+
+  Examples:
+    >>> addition_of(4, name='addition_of_four', symbol='4').solve(
+    ...   ('7', '8', '9', '10')
+    ... )
+    '34'
+  """
+  return Task(
+    name=name,
+    symbol=symbol,
+    operator='+',
+    widths=lambda level: (level,) * count,
+    answer_width=lambda level: len(str(count * (10**level - 1))),
+    compute=_add,
+    solve=lambda x: str(sum(map(int, x))),
+  )
+
+
+addition_of_three = addition_of(3, name='addition_of_three', symbol='A')
+
 subtraction = Task(
   name='subtraction',
   symbol='-',
@@ -119,6 +205,17 @@ subtraction = Task(
   answer_width=lambda level: level,
   prepare=_larger_first,
   compute=_subtract,
+  solve=lambda x: str(int(x[0]) - int(x[1])),
+)
+
+signed_subtraction = Task(
+  name='signed_subtraction',
+  symbol='B',
+  operator='-',
+  alphabet='-',
+  widths=_two,
+  answer_width=lambda level: level + 1,
+  compute=_subtract_signed,
   solve=lambda x: str(int(x[0]) - int(x[1])),
 )
 
@@ -136,6 +233,16 @@ multiplication = Task(
   symbol='*',
   widths=lambda level: (level, 1),
   answer_width=lambda level: level + 1,
+  compute=_multiply,
+  solve=lambda x: str(int(x[0]) * int(x[1])),
+)
+
+long_multiplication = Task(
+  name='long_multiplication',
+  symbol='X',
+  operator='*',
+  widths=_two,
+  answer_width=lambda level: 2 * level,
   compute=_multiply,
   solve=lambda x: str(int(x[0]) * int(x[1])),
 )
@@ -158,6 +265,91 @@ remainder = Task(
   prepare=_positive_divisor,
   compute=_remainder,
   solve=lambda x: str(int(x[0]) % int(x[1])),
+)
+
+long_division = Task(
+  name='long_division',
+  symbol='Q',
+  operator='/',
+  alphabet='r',
+  widths=lambda level: (2 * level, level),
+  answer_width=lambda level: (2 * level, level),
+  prepare=_nonzero_divisor,
+  compute=_divide_long,
+  solve=lambda x: 'r'.join(map(str, divmod(*map(int, x)))),
+)
+
+
+def modular(operator: str, modulus: int, *, name: str, symbol: str) -> Task:
+  """The task of adding, subtracting or multiplying modulo a number.
+
+  Args:
+    operator: `+`, `-` or `*`.
+    modulus: Between 2 and 46340, so that a product fits 32 bits.
+    name: The task's name.
+    symbol: The task's symbol in prefix notation.
+
+  Returns:
+    The task.
+
+  Raises:
+    ValueError: If the operator or the modulus is none of these.
+
+  Examples:
+    >>> modular('*', 97, name='product', symbol='m').solve(('50', '2'))
+    '3'
+  """
+  functions = {
+    '+': lambda a, b: a + b,
+    '-': lambda a, b: a - b,
+    '*': lambda a, b: a * b,
+  }
+  if operator not in functions or not 2 <= modulus <= 46340:
+    raise ValueError(
+      'a modular task has an operator among + - * and a modulus between 2 and'
+      f' 46340, got {operator!r} and {modulus}'
+    )
+  function, width = functions[operator], len(str(modulus - 1))
+
+  def compute(operands: Operands) -> Digits:
+    a, b = (digitwise.remainder(x.values, modulus) for x in operands)
+    return digitwise.from_integer(function(a, b) % modulus, width)
+
+  return Task(
+    name=name,
+    symbol=symbol,
+    operator=operator,
+    widths=_two,
+    answer_width=lambda level: width,
+    compute=compute,
+    solve=lambda x: str(function(*map(int, x)) % modulus),
+  )
+
+
+addition_modulo_97 = modular('+', 97, name='addition_modulo_97', symbol='U')
+multiplication_modulo_97 = modular(
+  '*', 97, name='multiplication_modulo_97', symbol='V'
+)
+
+square_root = Task(
+  name='square_root',
+  symbol='^',
+  widths=lambda level: (2 * level,),
+  answer_width=lambda level: level,
+  compute=_square_root,
+  solve=lambda x: str(math.isqrt(int(x[0]))),
+)
+
+# As many decimals as the level: from 1.0 up to 9.9 at the first.
+square_root_of_decimal = Task(
+  name='square_root_of_decimal',
+  symbol='W',
+  alphabet='.',
+  widths=lambda level: (level + 2,),
+  answer_width=lambda level: level + 2,
+  prepare=_decimal_point,
+  compute=_square_root_of_decimal,
+  solve=_solve_square_root_of_decimal,
 )
 
 successor = Task(

@@ -9,38 +9,43 @@ import pytest
 from arithmetic import layouts
 from arithmetic import tasks
 from arithmetic import tokenizers
+from tests.arithmetic import lines
 
 TOKENIZER = tokenizers.DigitTokenizer(
-  ''.join(task.symbol for task in tasks.ALL.values())
+  ''.join(task.symbol for task in tasks.ALL.values()) + '.'
 )
-LAYOUTS = [
-  layouts.Layout(operand_order=a, answer_order=b, pad=c)
-  for a in ('plain', 'reversed')
-  for b in ('plain', 'reversed')
-  for c in (False, True)
-]
+FIXED = {
+  'default': layouts.Layout(),
+  'benchmark': layouts.Layout(operand_order='reversed', pad=True),
+}
+OTHERS = {
+  **{name: x for name, x in layouts.LAYOUTS.items() if not x.scratchpad},
+  'all reversed': layouts.Layout(operand_order='reversed'),
+  'padded, reversed, hints': layouts.Layout(
+    notation='infix', pad=True, operand_order='reversed', hints=40
+  ),
+  'plain hints': layouts.Layout(hints=40, answer_order='plain'),
+  'groups from the left': layouts.Layout(
+    group=2, group_mark='_', group_start='left'
+  ),
+  'groups of reversed': layouts.Layout(
+    group=2, group_mark='_', operand_order='reversed', pad=True
+  ),
+}
 
 
-@pytest.mark.parametrize('layout', LAYOUTS, ids=str)
+@pytest.mark.parametrize('layout', FIXED)
 @pytest.mark.parametrize('name', tasks.ALL)
 def test_device_lines_are_python_lines(layout, name):
-  task = tasks.get(name)
-  operands = task.sample(jax.random.key(0), 40, level_weights=(1, 1, 1))
-  width = layout.length(task, 3) + 2
-  batch = layout.write(
-    task, operands, tokenizer=TOKENIZER, level=3, length=width
-  )
-  assert batch.tokens.shape == batch.answer.shape == (40, width)
-  problems = zip(*map(tasks.to_strings, operands), strict=True)
-  for problem, tokens, is_answer in zip(
-    problems, batch.tokens, batch.answer, strict=True
-  ):
-    prompt, completion = layout.text(task, problem, level=3)
-    assert TOKENIZER.decode(tokens).rstrip() == prompt + completion
-    answer = np.flatnonzero(is_answer)
-    np.testing.assert_array_equal(
-      answer, len(prompt) + np.arange(len(completion))
-    )
+  layout = FIXED[layout]
+  lines.check_lines(layout, tasks.get(name), lines.tokenizer_of(layout))
+
+
+@pytest.mark.parametrize('name', ['signed_subtraction', 'copying'])
+@pytest.mark.parametrize('layout', OTHERS)
+def test_other_layouts(layout, name):
+  layout = OTHERS[layout]
+  lines.check_lines(layout, tasks.get(name), lines.tokenizer_of(layout))
 
 
 def test_literal_lines():
@@ -56,9 +61,99 @@ def test_literal_lines():
   assert sort == ('S3102=', '3210$')
 
 
+@pytest.mark.parametrize(
+  ('layout', 'line'),
+  [
+    ('plain', '128+367=495$'),
+    ('delimited', '$128+367=495$'),
+    ('reversed', '$128+367=594$'),
+    ('padded', '128+367=0495$'),
+    ('grouped', '128+367=495$'),
+    ('hinted', 'a8b2c1+a7b6c3=a5b9c4$'),
+  ],
+)
+def test_lines_of_papers(layout, line):
+  layout = layouts.get(layout)
+  written = layout.text(tasks.addition, ('128', '367'), level=3)
+  assert ''.join(written) == line
+
+
+@pytest.mark.parametrize('number', ['1', '123', '1234', '9876543', '123456'])
+def test_groups_are_those_of_python(number):
+  layout = layouts.get('grouped')
+  _, answer = layout.text(tasks.copying, (number,), level=4)
+  assert answer == f'{int(number):,}$'
+  reversed_ = dataclasses.replace(layout, answer_order='reversed')
+  _, answer = reversed_.text(tasks.copying, (number,), level=4)
+  assert answer == f'{int(number):,}'[::-1] + '$'
+
+
+def test_a_minus_sign_stands_before_everything():
+  task, problem = tasks.signed_subtraction, ('12', '1034')
+
+  def answer(**settings):
+    layout = layouts.Layout(notation='infix', **settings)
+    return layout.text(task, problem, level=5)[1]
+
+  assert answer(answer_order='plain') == '-1022$'
+  assert answer() == '2201-$'
+  assert answer(answer_order='plain', pad=True) == '-01022$'
+  assert answer(answer_order='plain', group=3) == '-1,022$'
+  assert answer(hints=9) == 'a2b2c0d1-$'
+
+
 def test_length_is_the_longest_line():
   layout = layouts.Layout()
   assert layout.length(tasks.addition, 3) == len('+999,999=8991$')
+  chunks = tokenizers.ChunkTokenizer('+', size=2)
+  # In chunks: + 9 99 , 9 99 = 89 91 $
+  assert layout.length(tasks.addition, 3, chunks) == 10
+
+
+def _written(layout, tokenizer, **settings):
+  operands = tasks.addition.sample(
+    jax.random.key(0), 200, level_weights=(0, 0, 1)
+  )
+  batch = layout.write(
+    tasks.addition, operands, tokenizer=tokenizer, level=3, **settings
+  )
+  problems = list(zip(*map(tasks.to_strings, operands), strict=True))
+  return problems, [tokenizer.decode(x) for x in batch.tokens], batch
+
+
+def test_hints_are_drawn_for_each_line():
+  layout = layouts.Layout(notation='infix', hints=9)
+  tokenizer = tokenizers.DigitTokenizer(layout.characters([tasks.addition]))
+  problems, written, _ = _written(layout, tokenizer, key=jax.random.key(1))
+  first = set()
+  for problem, line in zip(problems, written, strict=True):
+    offset = ord(line[line.index('+') - 2]) - ord('a')
+    first.add(offset)
+    text = layout.text(tasks.addition, problem, level=3, offset=offset)
+    assert line.rstrip() == ''.join(text)
+  # Nine marks, the last four of which reach from any of the first six.
+  assert first == set(range(6))
+
+
+def test_blanks_are_in_prompts_alone():
+  layout = layouts.Layout(notation='infix', spaces=0.3)
+  problems, written, batch = _written(
+    layout, tokenizers.DigitTokenizer('+'), key=jax.random.key(1)
+  )
+  blanks = 0
+  for i, (problem, line) in enumerate(zip(problems, written, strict=True)):
+    prompt, answer = layout.text(tasks.addition, problem, level=3)
+    assert line.replace(' ', '') == prompt + answer
+    assert line.rstrip().endswith('=' + answer)
+    end = line.index('=') + 1
+    blanks += end - len(prompt)
+    np.testing.assert_array_equal(
+      np.flatnonzero(batch.answer[i]), end + np.arange(len(answer))
+    )
+  assert 0.27 < blanks / (200 * len('123+456=')) < 0.33
+  # Without a key a line is the same every time.
+  _, plain, _ = _written(layout, tokenizers.DigitTokenizer('+'))
+  assert not any(' ' in line.rstrip() for line in plain)
 
 
 def test_errors():
@@ -67,21 +162,39 @@ def test_errors():
     layouts.Layout().write(
       tasks.addition, operands, tokenizer=TOKENIZER, level=2, length=10
     )
-  with pytest.raises(ValueError, match='answer_order'):
-    layouts.Layout(answer_order='backwards')  # pyrefly: ignore[bad-argument-type]
+  with pytest.raises(ValueError, match=r"lacks 'ab', .* layout\.characters"):
+    layouts.Layout(hints=2).write(
+      tasks.addition, operands, tokenizer=TOKENIZER, level=2
+    )
+  with pytest.raises(ValueError, match='3 digits need as many hints, got 2'):
+    layouts.Layout(hints=2).write(
+      tasks.addition,
+      operands,
+      tokenizer=tokenizers.DigitTokenizer('+ab'),
+      level=2,
+      key=jax.random.key(0),
+    )
   with pytest.raises(dataclasses.FrozenInstanceError):
     layouts.Layout().pad = True  # pyrefly: ignore[read-only]
+  with pytest.raises(KeyError, match="did you mean 'reversed'"):
+    layouts.get('reverse')
 
 
-def test_tokenizer_round_trip_and_errors():
-  assert TOKENIZER.decode(TOKENIZER.encode('+12,3=51$ ')) == '+12,3=51$ '
-  assert TOKENIZER.vocabulary_size == len(set(TOKENIZER.characters)) == 35
-  with pytest.raises(ValueError, match="no token for 'x'"):
-    TOKENIZER.encode('1x')
-  with pytest.raises(ValueError, match="'='"):
-    tokenizers.DigitTokenizer('+=')
-  with pytest.raises(ValueError, match="'\\+'"):
-    tokenizers.DigitTokenizer('++')
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    ({'answer_order': 'backwards'}, 'answer_order'),
+    ({'notation': 'postfix'}, 'notation'),
+    ({'group': 3}, 'cannot be told apart'),
+    ({'group': 3, 'group_mark': '_', 'hints': 3}, 'not both'),
+    ({'group': 3, 'group_mark': '7'}, "got '7'"),
+    ({'hints': 103}, 'at most 102'),
+    ({'spaces': 1.0}, 'spaces'),
+  ],
+)
+def test_settings_that_make_no_sense(settings, message):
+  with pytest.raises(ValueError, match=message):
+    layouts.Layout(**settings)
 
 
 @pytest.mark.parametrize('pad', [False, True])

@@ -1,7 +1,10 @@
 """Every task against Python's integers, and the laws of sampling."""
 
+import decimal
 import fractions
+import itertools
 import math
+import re
 
 import hypothesis
 from hypothesis import strategies as st
@@ -16,10 +19,41 @@ from arithmetic.tasks import digitwise
 LITERAL = {
   'addition': lambda a, b: int(a) + int(b),
   'subtraction': lambda a, b: int(a) - int(b),
+  'signed_subtraction': lambda a, b: (
+    f'-{int(b) - int(a)}' if int(b) > int(a) else int(a) - int(b)
+  ),
+  'addition_of_three': lambda a, b, c: int(a) + int(b) + int(c),
+  'long_division': lambda a, b: (
+    f'{math.floor(fractions.Fraction(int(a), int(b)))}r'
+    f'{int(a) - math.floor(fractions.Fraction(int(a), int(b))) * int(b)}'
+  ),
+  'addition_modulo_97': lambda a, b: math.fmod(int(a) + int(b), 97).__int__(),
+  'multiplication_modulo_97': lambda a, b: (
+    int(a) * int(b) - int(a) * int(b) // 97 * 97
+  ),
+  'square_root': lambda a: int(decimal.Decimal(a).sqrt()),
+  'square_root_of_decimal': lambda a: str(
+    decimal.Decimal(a)
+    .sqrt()
+    .quantize(decimal.Decimal(a), rounding=decimal.ROUND_FLOOR)
+  ),
+  'sorting_numbers': lambda *a: ','.join(sorted(a, key=lambda x: (len(x), x))),
+  'running_sums': lambda *a: ','.join(
+    f'{sum(int(a[int(k)]) for k in a[-1][: i + 1]):02d}'[-2:]
+    for i in range(len(a[-1]))
+  ),
+  'longest_increasing': lambda a: max(
+    n
+    for n in range(1, len(a) + 1)
+    if any(list(s) == sorted(set(s)) for s in itertools.combinations(a, n))
+  ),
   'modular_subtraction': lambda a, b: (
     (int(a) + 10 ** len(a) - int(b)) if int(a) < int(b) else int(a) - int(b)
   ),
   'multiplication': lambda a, b: sum(int(a) for _ in range(int(b))),
+  'long_multiplication': lambda a, b: sum(
+    int(a) * int(d) * 10**i for i, d in enumerate(reversed(b))
+  ),
   'division': lambda a, b: math.floor(fractions.Fraction(int(a), int(b))),
   'remainder': lambda a, b: int(a) - int(a) // int(b) * int(b),
   'successor': lambda a: int(a) - -1,
@@ -52,7 +86,7 @@ def test_every_task_has_a_literal_answer():
 
 def test_names_and_symbols_are_unique():
   symbols = [task.symbol for task in tasks.ALL.values()]
-  assert len(set(symbols)) == len(symbols) == 21
+  assert len(set(symbols)) == len(symbols) == 32
   assert all(name == task.name for name, task in tasks.ALL.items())
 
 
@@ -60,6 +94,8 @@ def test_names_and_symbols_are_unique():
 @pytest.mark.parametrize('weights', [(1.0,), (0.2, 0.3, 0.5), (0,) * 9 + (1,)])
 def test_device_and_oracle_agree_with_python(name, weights):
   task = tasks.get(name)
+  if name == 'longest_increasing' and len(weights) > 3:
+    weights = (0,) * 4 + (1,)  # The literal answer tries every subsequence.
   operands = task.sample(jax.random.key(1), 400, level_weights=weights)
   answers = tasks.to_strings(task.compute(operands))
   written = list(zip(*map(tasks.to_strings, operands), strict=True))
@@ -67,7 +103,10 @@ def test_device_and_oracle_agree_with_python(name, weights):
   for problem, answer in zip(written, answers, strict=True):
     assert task.solve(problem) == answer, problem
     assert answer == str(LITERAL[name](*problem)), problem
-    assert len(answer) <= task.answer_width(len(weights))
+    widths = task.answer_widths(len(weights))
+    values = re.findall('[-.0-9]+', answer)
+    assert all(len(x) <= n for x, n in zip(values, widths, strict=False))
+    assert len(values) <= len(widths)
 
 
 @pytest.mark.parametrize('name', ['addition', 'subtraction', 'maximum'])
@@ -170,6 +209,35 @@ def test_a_problem_and_its_mirror_image_are_in_one_split():
     )
 
 
+def test_a_list_is_in_one_split_in_every_order_and_with_absent_operands():
+  numbers = tasks.sorting_numbers.sample(
+    jax.random.key(0), 500, level_weights=(0, 1)
+  )
+  absent = tasks.from_strings([''] * 500, width=3)
+  for split in tasks.SPLITS:
+    member = tasks.split_of(numbers, split)
+    for other in (
+      numbers[::-1],
+      (numbers[2], absent, *numbers[:2], numbers[3]),
+    ):
+      np.testing.assert_array_equal(member, tasks.split_of(other, split))
+
+
+def test_all_problems_of_a_level():
+  a, b = tasks.division.enumerate(2)
+  problems = set(zip(*map(tasks.to_strings, (a, b)), strict=True))
+  assert len(problems) == len(a.length) == 90 * 9
+  assert problems == {
+    (str(x), str(y)) for x in range(10, 100) for y in range(1, 10)
+  }
+  assert len(tasks.copying.enumerate(1)[0].length) == 100
+  (decimals,) = tasks.square_root_of_decimal.enumerate(1)
+  assert len(decimals.length) == 90
+  assert tasks.to_strings(decimals)[:2] == ['1.0', '1.1']
+  with pytest.raises(ValueError, match='810000 problems at level 3'):
+    tasks.addition.enumerate(3)
+
+
 def test_splits_of_small_spaces_are_not_empty():
   pairs = [(a, b) for a in '0123456789' for b in '0123456789']
   operands = tuple(tasks.from_strings(x) for x in zip(*pairs, strict=True))
@@ -182,7 +250,7 @@ def test_strings_round_trip():
   assert tasks.to_strings(tasks.from_strings(strings)) == strings
   with pytest.raises(ValueError, match="'1a'"):
     tasks.from_strings(['1a'])
-  with pytest.raises(ValueError, match="at most 2 decimal digits, got '123'"):
+  with pytest.raises(ValueError, match=r"at most 2 characters .*, got '123'"):
     tasks.from_strings(['123'], width=2)
 
 

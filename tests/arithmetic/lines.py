@@ -1,0 +1,40 @@
+"""What tests of lines share: lines on the device against lines in Python."""
+
+import jax
+import numpy as np
+
+from arithmetic import tasks
+from arithmetic import tokenizers
+
+
+def tokenizer_of(layout, make=tokenizers.DigitTokenizer, **settings):
+  """A tokenizer of all characters that any task needs."""
+  return make(layout.characters(tasks.ALL.values()), **settings)
+
+
+def check_lines(layout, task, tokenizer, *, level=3, extra=2, rows=40):
+  """Every line of a batch is the line in Python, and so are its masks."""
+  operands = task.sample(jax.random.key(0), rows, level_weights=(1,) * level)
+  length = layout.length(task, level, tokenizer) + extra
+  batch = layout.write(
+    task, operands, tokenizer=tokenizer, level=level, length=length
+  )
+  assert batch.tokens.shape == batch.answer.shape == (rows, length)
+  problems = zip(*map(tasks.to_strings, operands), strict=True)
+  for i, problem in enumerate(problems):
+    prompt, completion = layout.text(task, problem, level=level)
+    before, after = tokenizer.encode(prompt), tokenizer.encode(completion)
+    whole = tokenizer.encode(prompt + completion)
+    assert tokenizer.decode(whole) == prompt + completion
+    assert len(whole) <= length - extra
+    tokens = np.asarray(batch.tokens[i])
+    np.testing.assert_array_equal(tokens[: len(whole)], whole)
+    assert not tokens[len(whole) :].any()
+    np.testing.assert_array_equal(
+      np.flatnonzero(batch.answer[i]), len(before) + np.arange(len(after))
+    )
+    answer = layout.read(task, completion)
+    assert answer == task.solve(problem)
+    if batch.scored is not None:
+      scored = tokenizer.decode(tokens[np.asarray(batch.scored[i])])
+      assert layout.read(task, scored) == answer
