@@ -4,6 +4,7 @@ from arithmetic import decoding as decoding
 from arithmetic import evaluation as evaluation
 from arithmetic import layouts as layouts
 from arithmetic import lines as lines
+from arithmetic import metrics as metrics
 from arithmetic import population as population
 from arithmetic import positions as positions
 from arithmetic import scratchpads as scratchpads

@@ -44,3 +44,29 @@ def exact_match(logits: jax.Array, batch: Batch) -> jax.Array:
   """
   right = jnp.argmax(logits, axis=-1) == batch.tokens[:, 1:]
   return jnp.all(right | ~batch.answer[:, 1:], axis=-1)
+
+
+def accuracy_by_emission(
+  logits: jax.Array, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+  """How often each token of the answers is right after the true ones before it.
+
+  Args:
+    logits: f32[batch, length - 1, vocabulary], for tokens 1 to length - 1.
+    batch: The true lines.
+
+  Returns:
+    By the order of writing, 0 for the first token of an answer: the share
+    that is right, 0 where there is none, f32[length - 1]; and how many answers
+    have that token, i32[length - 1].
+  """
+  answer = batch.answer[:, 1:]
+  right = (jnp.argmax(logits, axis=-1) == batch.tokens[:, 1:]) & answer
+  length = answer.shape[1]
+  place = jnp.cumsum(answer, axis=1, dtype=jnp.int32) - 1
+  place = jnp.where(answer, place, length)
+  zero = jnp.zeros(length, jnp.int32)
+  hits = zero.at[place].add(right.astype(jnp.int32), mode='drop')
+  counts = zero.at[place].add(1, mode='drop')
+  share = hits.astype(jnp.float32) / jnp.maximum(counts, 1).astype(jnp.float32)
+  return share, counts
