@@ -1,6 +1,7 @@
-"""The shape of a decoder."""
+"""What a decoder is like, and what it is for."""
 
 import dataclasses
+from typing import Any
 from typing import get_args
 from typing import Literal
 
@@ -13,19 +14,16 @@ Activation = Literal['gelu', 'relu', 'swiglu', 'geglu']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-  """The shape of a decoder.
+class Shape:
+  """What a decoder is like, whatever it reads.
 
   Attributes:
-    vocabulary_size: How many tokens there are.
-    max_length: The longest line, in tokens.
     layers: Blocks of attention and a two-layer perceptron.
     heads: Attention heads; they divide the width.
     width: Features of the residual stream.
     hidden_ratio: Hidden features of the perceptron, as a multiple of width.
     positions: How a token knows its place: a name, such as `learned` or
       `abacus+fire`, or `positions.Positions`; `positions.get` reads names.
-    classes: What the tokens are, for positions that look at them.
     dtype: What activations are computed in; parameters are float32, and so
       are norms, attention weights and logits.
     norm: `rms`, or `layer`, which also subtracts the mean and adds a bias.
@@ -45,16 +43,18 @@ class Config:
 
   Raises:
     ValueError: For a misspelt choice or sizes that do not fit together.
+
+  Examples:
+    >>> shape = Shape(layers=1, positions='rotary')
+    >>> shape.reading(vocabulary_size=16, max_length=8).positions
+    'rotary'
   """
 
-  vocabulary_size: int
-  max_length: int
   layers: int = 2
   heads: int = 4
   width: int = 128
   hidden_ratio: int = 4
   positions: str | position_schemes.Positions = 'learned'
-  classes: position_schemes.Classes | None = None
   dtype: Dtype = 'float32'
   norm: Norm = 'rms'
   norm_place: NormPlace = 'pre'
@@ -88,22 +88,12 @@ class Config:
         )
     if not 0 <= self.dropout < 1:
       raise ValueError(f'dropout is in [0, 1), got {self.dropout}')
-    scheme = self.scheme
-    scheme.check(self.max_length, self.classes)
     paired = {'sinusoidal': self.width, 'rotary': self.head_width}
-    for name in (scheme.vectors, scheme.attention):
+    for name in (self.scheme.vectors, self.scheme.attention):
       if paired.get(name, 0) % 2:
         raise ValueError(
           f'{name} positions come in pairs of features; width {paired[name]}'
           ' is odd'
-        )
-    if self.classes is not None:
-      equals = () if self.classes.equals is None else (self.classes.equals,)
-      largest = max(*self.classes.digits, *self.classes.anchors, *equals)
-      if largest >= self.vocabulary_size:
-        raise ValueError(
-          f'classes name token {largest} of a vocabulary of'
-          f' {self.vocabulary_size}'
         )
 
   @property
@@ -115,3 +105,48 @@ class Config:
   def scheme(self) -> position_schemes.Positions:
     """What `positions` means."""
     return position_schemes.get(self.positions)
+
+  def reading(self, **fields: Any) -> 'Config':
+    """The decoder of this shape for some lines.
+
+    Args:
+      **fields: Those that `Config` adds, and others to change.
+
+    Returns:
+      Its configuration.
+    """
+    own = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(Shape)
+    }
+    return Config(**own | fields)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Shape):
+  """A decoder: its shape, and the lines that it is for.
+
+  Attributes:
+    vocabulary_size: How many tokens there are.
+    max_length: The longest line, in tokens.
+    classes: What the tokens are, for positions that look at them.
+
+  Raises:
+    ValueError: For a misspelt choice or sizes that do not fit together.
+  """
+
+  vocabulary_size: int
+  max_length: int
+  classes: position_schemes.Classes | None = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.scheme.check(self.max_length, self.classes)
+    if self.classes is not None:
+      equals = () if self.classes.equals is None else (self.classes.equals,)
+      largest = max(*self.classes.digits, *self.classes.anchors, *equals)
+      if largest >= self.vocabulary_size:
+        raise ValueError(
+          f'classes name token {largest} of a vocabulary of'
+          f' {self.vocabulary_size}'
+        )

@@ -15,6 +15,7 @@ from arithmetic.config import Config as Config
 from arithmetic.config import Dtype as Dtype
 from arithmetic.config import Norm as Norm
 from arithmetic.config import NormPlace as NormPlace
+from arithmetic.config import Shape as Shape
 
 Params = dict[str, Any]
 

@@ -18,10 +18,23 @@ from experiments.runtime import cli
 from experiments.runtime import config as config_lib
 from experiments.runtime import errors
 
-# A table is a module of presets and a module that runs one of them.
+# A table is a module of presets, of its name; the package that runs one of
+# them; and what it shows.
 TABLES = {
-  'arithmerge': 'Merging experts on exact arithmetic tasks.',
-  'laboratory': 'Any task, layout and decoder, side by side.',
+  'arithmerge': ('arithmerge', 'Merging experts on exact arithmetic tasks.'),
+  'laboratory': ('laboratory', 'Any task, layout and decoder, side by side.'),
+  'length_generalization': (
+    'laboratory',
+    'Positions, and how far beyond training they add.',
+  ),
+  'teaching_arithmetic': (
+    'laboratory',
+    'Addition plain, reversed and with its steps [Lee et al., 2023].',
+  ),
+  'tokenization': (
+    'laboratory',
+    'Digits grouped from either end [Singh and Strouse, 2024].',
+  ),
 }
 
 _TABLE = flags.DEFINE_string('table', None, 'Which table to reproduce.')
@@ -61,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
   """Runs one table and prints it."""
   del argv
   if _LIST.value:
-    for name, description in TABLES.items():
+    for name, (_, description) in TABLES.items():
       print(f'{name:24}{description}')
     return
   if _TABLE.value is None:
@@ -74,7 +87,8 @@ def main(argv: Sequence[str]) -> None:
   )
   named = _PRESET.value or ('config' if _CONFIG.value else 'cpu')
   workdir = _WORKDIR.value or f'out/{_TABLE.value}-{named}'
-  run = importlib.import_module(f'experiments.{_TABLE.value}.run').run
+  package, _ = TABLES[_TABLE.value]
+  run = importlib.import_module(f'experiments.{package}.run').run
   table = run(config, workdir)
   print(table.to_text())
   print(f'Everything is in {workdir}; open {workdir}/report.html')

@@ -15,14 +15,15 @@ from typing import NamedTuple
 from typing import Self
 
 from arithmetic import layouts
+from arithmetic import tokenizers
+from arithmetic import transformer
 from experiments.configs import checks
-from experiments.configs.arithmerge import Model
 from experiments.runtime import config as config_lib
 from experiments.runtime import errors
 
 # What rows of one table share, as they are scored and drawn together.
 _OF_THE_RUN = (
-  *('vary', 'levels', 'test_size', 'seeds', 'seed', 'population'),
+  *('vary', 'study', 'levels', 'test_size', 'seeds', 'seed', 'population'),
   'checkpoint_steps',
 )
 
@@ -64,6 +65,35 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+  """How the characters of a line become tokens.
+
+  Attributes:
+    size: The most digits of a token.
+    start: The end of a number from which digits are grouped to tokens.
+    answer_start: The same for answers; like `start` if none.
+  """
+
+  size: int = 1
+  start: tokenizers.End = 'right'
+  answer_start: tokenizers.End | None = None
+
+  def __post_init__(self):
+    self.made('')
+
+  def made(self, symbols: str) -> tokenizers.DigitTokenizer:
+    """The tokenizer, of lines with these characters."""
+    if self.size == 1:
+      return tokenizers.DigitTokenizer(symbols)
+    return tokenizers.ChunkTokenizer(
+      symbols,
+      size=self.size,
+      start=self.start,
+      answer_start=self.answer_start,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """One run of the laboratory.
 
@@ -72,9 +102,14 @@ class Config:
       axis lists what a setting may be, as `layout.answer_order=plain|reversed`,
       or names groups of settings, as `plain: layout.answer_order=plain | right
       to left: layout.answer_order=reversed tokenizer=chunks`.
+    study: The claim that the page is about, if any.
     task: Name of a task of `arithmetic.tasks`.
     layout: How problems are written.
+    tokenizer: How characters become tokens.
     model: The decoder.
+    anchors: Whether operator and equals sign take the position before that of a
+      first digit, in schemes that count digits. Position coupling has it so,
+      Abacus does not.
     training: How it is trained.
     levels: The levels that are scored, each by itself.
     test_size: Problems of each level.
@@ -85,9 +120,14 @@ class Config:
   """
 
   vary: tuple[str, ...] = ()
+  study: Literal[
+    'none', 'teaching_arithmetic', 'tokenization', 'length_generalization'
+  ] = 'none'
   task: str = 'addition'
   layout: layouts.Layout = layouts.Layout()
-  model: Model = Model(width=96)
+  tokenizer: Tokenizer = Tokenizer()
+  model: transformer.Shape = transformer.Shape(width=96)
+  anchors: bool = True
   training: Training = Training()
   levels: tuple[int, ...] = (1, 2, 3, 4)
   test_size: int = 500
@@ -239,7 +279,7 @@ def smoke() -> Config:
   """Seconds: every part runs, nothing is learned."""
   return Config(
     vary=('layout.answer_order=plain|reversed', 'training.examples=100|200'),
-    model=Model(layers=1, heads=2, width=32),
+    model=transformer.Shape(layers=1, heads=2, width=32),
     training=Training(steps=20, batch_size=32, level_weights=(1, 1), warmup=5),
     levels=(1, 2, 3),
     test_size=32,
@@ -253,7 +293,7 @@ def full() -> Config:
   """An accelerator: the same at the size of the papers."""
   return Config(
     vary=('layout.answer_order=plain|reversed',),
-    model=Model(layers=6, heads=6, width=384),
+    model=transformer.Shape(layers=6, heads=6, width=384),
     training=Training(
       examples=10_000, steps=5_000, batch_size=1_024, learning_rate=1e-3
     ),

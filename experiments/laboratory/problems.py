@@ -1,5 +1,6 @@
 """What one variant is trained on and scored on."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -8,13 +9,30 @@ import numpy as np
 
 from arithmetic import evaluation
 from arithmetic import layouts
+from arithmetic import pieces
+from arithmetic import positions
 from arithmetic import tasks as task_lib
 from arithmetic import tokenizers
 from arithmetic import transformer
 from experiments.configs import laboratory as configs
+from experiments.runtime import errors
 from experiments.runtime import problems as problems_lib
 
 Operands = tuple[task_lib.Digits, ...]
+
+
+class Lines(NamedTuple):
+  """A batch to train on.
+
+  Attributes:
+    batch: The lines.
+    trained: Which of them are for training, `bool[batch]`.
+    key: What the model draws from.
+  """
+
+  batch: layouts.Batch
+  trained: jax.Array
+  key: jax.Array
 
 
 class Scores(NamedTuple):
@@ -45,21 +63,20 @@ class Problems:
     """Draws what is scored.
 
     Raises:
-      UsageError: A level has too few problems.
+      UsageError: A level has too few problems, or settings do not fit together.
     """
     self._config = config
     self._task = task_lib.get(config.task)
-    self._tokenizer = tokenizers.DigitTokenizer(self._task.symbol)
-    self._length = config.layout.length(self._task, config.level)
-    self.model = transformer.Config(
-      vocabulary_size=self._tokenizer.vocabulary_size,
-      max_length=self._length,
-      layers=config.model.layers,
-      heads=config.model.heads,
-      width=config.model.width,
-      positions=config.model.positions,
-      dtype=config.model.dtype,
-    )
+    try:
+      self._tokenizer = config.tokenizer.made(
+        config.layout.characters([self._task])
+      )
+      self._length = config.layout.length(
+        self._task, config.level, self._tokenizer
+      )
+      self.model = self._model()
+    except ValueError as error:
+      raise errors.UsageError(str(error)) from error
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     levels = [self._held_out(level, key) for level in config.levels]
     self.sizes = tuple(len(each[0].length) for each in levels)
@@ -90,28 +107,28 @@ class Problems:
     order = jnp.argsort(~task_lib.split_of(drawn, 'train'), stable=True)[:count]
     return jax.tree.map(lambda x: x[order], drawn)
 
-  def draw(
-    self, key: jax.Array, examples: Operands | None
-  ) -> tuple[layouts.Batch, jax.Array]:
-    """A batch, and which of its lines may be trained on: `bool[batch]`."""
+  def draw(self, key: jax.Array, examples: Operands | None) -> Lines:
+    """Draws a batch."""
+    problem_key, line_key, model_key = jax.random.split(key, 3)
     count = self._config.training.batch_size
     if examples is None:
-      operands = self._sample(key, count)
+      operands = self._sample(problem_key, count)
     else:
       total = examples[0].length.shape[0]
-      chosen = jax.random.randint(key, (count,), 0, total)
+      chosen = jax.random.randint(problem_key, (count,), 0, total)
       operands = jax.tree.map(lambda x: x[chosen], examples)
-    return self._write(operands), task_lib.split_of(operands, 'train')
+    return Lines(
+      self._write(operands, line_key),
+      task_lib.split_of(operands, 'train'),
+      model_key,
+    )
 
-  def loss(
-    self,
-    params: transformer.Params,
-    lines: tuple[layouts.Batch, jax.Array],
-  ) -> jax.Array:
-    """Cross-entropy of the answers, in nats a token."""
-    batch, for_training = lines
-    logits = self._logits(params, batch.tokens)
-    return evaluation.answer_loss(logits, batch, for_training)
+  def loss(self, params: transformer.Params, lines: Lines) -> jax.Array:
+    """Cross-entropy of what follows the prompts, in nats a token."""
+    logits = transformer.apply(
+      params, lines.batch.tokens[:, :-1], config=self.model, key=lines.key
+    )
+    return evaluation.answer_loss(logits, lines.batch, lines.trained)
 
   def scores(self, params: transformer.Params) -> Scores:
     """Scores a model on all levels."""
@@ -141,13 +158,44 @@ class Problems:
       key, count, level_weights=self._config.training.level_weights
     )
 
-  def _write(self, operands):
+  def _write(self, operands, key=None):
     return self._config.layout.write(
       self._task,
       operands,
       tokenizer=self._tokenizer,
       level=self._config.level,
       length=self._length,
+      key=key,
+    )
+
+  def _model(self) -> transformer.Config:
+    """The decoder, which is told what its tokens are."""
+    config, tokenizer = self._config, self._tokenizer
+    scheme = positions.get(config.model.positions)
+    scheme = dataclasses.replace(
+      scheme, operand_order=config.layout.operand_order
+    )
+    hints = pieces.HINTS[: config.layout.hints]
+    numbers = tokenizer.classes.digits > 0
+    digits = [
+      i
+      for i, text in enumerate(tokenizer.vocabulary)
+      if numbers[i] or text in set(hints)
+    ]
+    (equals,) = tokenizer.encode(tokenizers.EQUALS)
+    marks = tokenizers.SEPARATOR + (self._task.operator or self._task.symbol)
+    anchors = [
+      i for i, text in enumerate(tokenizer.vocabulary) if text in set(marks)
+    ]
+    return config.model.reading(
+      positions=scheme,
+      classes=positions.Classes(
+        digits=tuple(digits),
+        equals=equals,
+        anchors=(*anchors, equals) if config.anchors else (),
+      ),
+      vocabulary_size=tokenizer.vocabulary_size,
+      max_length=self._length,
     )
 
   def _held_out(self, level, key):

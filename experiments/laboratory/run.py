@@ -28,14 +28,12 @@ _SCORES = 'scores'
 def run(
   config: configs.Config,
   directory: str | os.PathLike[str],
-  study: studies.Study = studies.ANY,
 ) -> tables.Table:
   """Trains and scores every variant; continues what an earlier run left.
 
   Args:
     config: The run.
     directory: Where everything it leaves lies.
-    study: What the run is about.
 
   Returns:
     The table.
@@ -96,7 +94,10 @@ def run(
       ),
     )
     return report.write(
-      results, study, directory=workdir.path, starts=workdir.starts
+      results,
+      studies.STUDIES[config.study],
+      directory=workdir.path,
+      starts=workdir.starts,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from arithmetic import tasks
+from arithmetic import transformer
 from experiments.configs import laboratory as configs
 from experiments.laboratory import problems as problems_lib
 from experiments.laboratory import results as results_lib
@@ -17,7 +18,7 @@ from experiments.runtime import errors
 
 SMALL = configs.Config(
   vary=('layout.answer_order=plain|reversed',),
-  model=configs.Model(layers=1, heads=2, width=16),
+  model=transformer.Shape(layers=1, heads=2, width=16),
   training=configs.Training(
     steps=4, warmup=1, batch_size=16, examples=40, level_weights=(1, 1)
   ),
@@ -60,7 +61,7 @@ def test_rows_are_all_combinations_in_the_order_of_the_axes():
     ('a: model.width=16 | model.width=32', 'name: setting=value'),
     ('training.steps=4|4', "two rows are called '4'"),
     ('seeds=1|2', 'seeds is one for all rows'),
-    ('a: model.width=15 | b: model.width=16', 'not a multiple of heads'),
+    ('a: model.width=15 | b: model.width=16', 'heads divide the width'),
   ],
 )
 def test_a_wrong_axis_is_named(axis, match):
@@ -95,7 +96,7 @@ def test_nothing_that_is_scored_is_trained_on():
   drawn = set()
   for i in range(20):
     for source in (examples, None):
-      batch, trained = draw(jax.random.key(i), source)
+      batch, trained, _ = draw(jax.random.key(i), source)
       drawn |= {_line(x) for x in np.asarray(batch.tokens)[np.asarray(trained)]}
   assert drawn
   assert not scored & drawn
@@ -108,7 +109,7 @@ def test_few_examples_are_all_that_is_seen():
   seen = set()
   draw = jax.jit(problems.draw)
   for i in range(20):
-    batch, _ = draw(jax.random.key(i), examples)
+    batch = draw(jax.random.key(i), examples).batch
     seen |= {_line(x) for x in np.asarray(batch.tokens)}
   assert len(seen) == len(known)
 
