@@ -11,17 +11,18 @@ from third_party import problems
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def size_text(size: float) -> str:
-  """Returns a number of bytes for reading.
+def size_of(count: float) -> str:
+  """Returns a number of bytes in decimal units.
 
   Examples:
-    >>> size_text(999), size_text(1_500_000), size_text(2.5e12)
-    ('999 B', '1.5 MB', '2500.0 GB')
+    >>> size_of(512), size_of(2.5e6), size_of(1.1e12)
+    ('512 B', '2.5 MB', '1.1 TB')
   """
-  for unit, scale in (('GB', 1e9), ('MB', 1e6), ('kB', 1e3)):
-    if size >= scale:
-      return f'{size / scale:.1f} {unit}'
-  return f'{size:.0f} B'
+  units = ('B', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB')
+  unit = 0
+  while count >= 999.5 and unit < len(units) - 1:
+    count, unit = count / 1000, unit + 1
+  return f'{count:.3g} {units[unit]}'
 
 
 def free_space(path: Path) -> int | None:
@@ -76,7 +77,7 @@ def problem(
     errno.EROFS: ('is on a read-only file system', elsewhere),
     errno.ENAMETOOLONG: ('the name is too long', 'give a shorter one'),
     errno.EFBIG: (
-      f'a file of {size_text(needed)} is larger than this process or the file'
+      f'a file of {size_of(needed)} is larger than this process or the file'
       ' system may write (ulimit -f)',
       'raise the limit, or write smaller shards',
     ),
@@ -87,8 +88,8 @@ def problem(
 def _full(path: Path, needed: int) -> problems.ProblemError:
   free = free_space(path if path.is_dir() else path.parent)
   parts = [
-    f'{size_text(needed)} needed' if needed else '',
-    f'{size_text(free)} free' if free is not None else '',
+    f'{size_of(needed)} needed' if needed else '',
+    f'{size_of(free)} free' if free is not None else '',
   ]
   numbers = ', '.join(filter(None, parts))
   return problems.refuse(

@@ -4,11 +4,8 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 import dataclasses
 import functools
-import json
 import math
 import operator
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +13,6 @@ import numpy as np
 from experiments.checkpoints import scan
 from experiments.checkpoints import sums as sums_lib
 from experiments.checkpoints import text
-from experiments.runtime import files
-from experiments.runtime import plots
-from experiments.runtime import report as report_lib
 from merging import report
 from merging import streams
 from third_party import problems as problems_lib
@@ -113,6 +107,13 @@ class Kinship:
       f'{text.bullets(self.warnings) or "- No warnings."}\n\n{self.table()}'
     )
 
+  @property
+  def share(self) -> str:
+    """How many of the entries were compared, in words."""
+    if self.fraction == 1:
+      return 'all'
+    return f'{100 * self.fraction:.3g} % of all'
+
   def table(self) -> str:
     """Returns columns of the experts, and of tensors that stand out."""
     found = self.diagnosis
@@ -134,7 +135,7 @@ class Kinship:
       text.aligned([[*heads, 'cosine', 'unchanged'], *rows]),
       'change: length of the task vector over that of the base, in all, of\n'
       'embeddings and heads, and of the rest; cosine: of base and expert;\n'
-      f'unchanged: share of entries; from {_share(self.fraction)} entries.',
+      f'unchanged: share of entries; from {self.share} entries.',
     ]
     for title, matrix in (
       ('cosine of task vectors', found.cosines),
@@ -194,77 +195,6 @@ class Kinship:
       'far': self.far,
       'near': self.near,
     }
-
-  def figures(self) -> dict[str, bytes]:
-    """Returns pictures as PNG, by name."""
-    found = self.diagnosis
-    norms = np.where(np.isfinite(found.block_norms), found.block_norms, np.nan)
-    experts = [_label(name) for name in found.experts]
-    drawn = {
-      'changes': plots.heatmap(
-        norms,
-        [_label(block) for block in found.blocks],
-        experts,
-        title='Change by block',
-        label='% of the length of the base',
-        digits=1,
-        limits=None,
-      )
-    }
-    if len(experts) > 1:
-      drawn['cosines'] = plots.matrix(
-        found.cosines, experts, title='Cosine of task vectors'
-      )
-    return {name: plots.to_png(figure) for name, figure in drawn.items()}
-
-  def page(self, figures: Mapping[str, bytes]) -> report_lib.Report:
-    """Returns a page of the summary and of what `figures` returned."""
-    count = len(self.verdicts)
-    kin = (
-      f'Foreign, as it seems: {", ".join(map(text.clean, self.foreign))}, of '
-      f'{text.plural(count, "expert")}.'
-      if self.foreign
-      else f'{text.plural(count, "expert")}, of which none seems foreign.'
-    )
-    page = report_lib.Report(
-      'Are these experts of this base?',
-      f'{kin} {text.plural(len(self.leaf_norms), "tensor")} compared, '
-      f'{_share(self.fraction)} entries.',
-    )
-    page.add_section('Warnings')
-    page.add_list(self.warnings or ('None.',))
-    page.add_section('Experts')
-    page.add_code(self.table())
-    captions = {
-      'changes': 'Length of each change over that of the base, by block. '
-      'Fine-tuning moves by a few per cent, or some tens.',
-      'cosines': 'Cosine of task vectors: near 1, experts learnt the same or '
-      'share another base; near 0, they learnt different things.',
-    }
-    for name, png in figures.items():
-      page.add_section(name.capitalize())
-      page.add_figure(png, captions[name])
-    if self.skipped:
-      page.add_section('Not compared')
-      page.add_list([f'{path}: {why}' for path, why in self.skipped.items()])
-    return page
-
-  def write(self, directory: str | os.PathLike[str]) -> Path:
-    """Writes `kinship.json`, `kinship.html` and the pictures.
-
-    Args:
-      directory: Where to; made if missing.
-
-    Returns:
-      The path of the page.
-    """
-    directory = Path(directory)
-    content = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-    files.write(directory / 'kinship.json', content + '\n')
-    figures = self.figures()
-    for name, png in figures.items():
-      files.write(directory / f'{name}.png', png)
-    return self.page(figures).save(directory / 'kinship.html')
 
 
 def kinship(
@@ -455,10 +385,6 @@ def _natural(path: str) -> list[tuple[bool, int, str]]:
   return [(p.isdecimal(), len(p) if p.isdecimal() else 0, p) for p in parts]
 
 
-def _share(fraction: float) -> str:
-  return 'all' if fraction == 1 else f'{100 * fraction:.3g} % of all'
-
-
 def _number(value: float) -> str:
   return '' if math.isnan(value) else f'{value:.3g}'
 
@@ -468,9 +394,3 @@ def _plain(values: np.ndarray) -> Any:
   if values.ndim > 1:
     return [_plain(row) for row in values]
   return [each if math.isfinite(each) else None for each in values.tolist()]
-
-
-def _label(name: str) -> str:
-  """A name that the font has the letters of, and that is no formula."""
-  shown = text.clean(name).encode('ascii', 'replace').decode()
-  return shown.replace('$', '\\$')

@@ -7,7 +7,6 @@ import dataclasses
 import math
 from pathlib import Path
 from typing import Any
-from typing import Literal
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,8 +14,8 @@ import numpy as np
 
 from experiments.checkpoints import consistency
 from experiments.checkpoints import kinship
-from experiments.checkpoints import native
 from experiments.checkpoints import opening
+from experiments.checkpoints import recipes
 import merging
 from merging import outline
 from merging import patterns
@@ -28,9 +27,7 @@ from third_party.huggingface import policies
 from third_party.huggingface import vocabulary
 from third_party.mergekit import jobs as jobs_lib
 from third_party.mergekit import names
-from third_party.mergekit import recipe as mergekit_recipe
 
-_MAX_RECIPE = 1 << 20  # Bytes.
 _SEEDS = 1 << 32
 _SAMPLE = 1e-3  # Of the values, to know a stranger by.
 
@@ -89,7 +86,7 @@ class Prepared:
   """
 
   recipe: Any
-  recipe_file: Literal['merge_recipe.yml', 'mergekit_config.yml']
+  recipe_file: recipes.RecipeFile
   models: dict[names.ModelRef, opening.Model]
   merges: tuple[Merge, ...]
   specs: dict[str, merging.LeafSpec]
@@ -134,50 +131,6 @@ class Prepared:
     return list(dict.fromkeys(found))
 
 
-_RecipeFile = Literal['merge_recipe.yml', 'mergekit_config.yml']
-
-
-def read(file: Path) -> tuple[Any, _RecipeFile]:
-  """Reads a recipe of either kind.
-
-  Args:
-    file: The YAML.
-
-  Returns:
-    The recipe, and what to call its text beside the model.
-
-  Raises:
-    problems.ProblemError: With all that is wrong with it.
-  """
-  return _parse(_contents(file), file.name)
-
-
-def _contents(file: Path) -> bytes:
-  where = (str(file),)
-  try:
-    with file.open('rb') as stream:
-      data = stream.read(_MAX_RECIPE + 1)
-  except OSError as error:
-    reason = error.strerror or str(error)
-    raise problems.refuse(
-      problems.Kind.CONFIG, where, f'cannot be read: {reason}'
-    ) from error
-  if len(data) > _MAX_RECIPE:
-    raise problems.refuse(
-      problems.Kind.CONFIG, where, 'is larger than 1 MB', 'is it a recipe?'
-    )
-  return data
-
-
-def _parse(data: bytes, name: str, same: Any = None) -> tuple[Any, _RecipeFile]:
-  """Reads the text of a recipe; `same` has other names of its models."""
-  root = strict_yaml.load(data, file=name)
-  keys = root.value if isinstance(root.value, dict) else {}
-  if 'merge' in keys and 'merge_method' not in keys:
-    return native.parse(data, name, same or {}), 'merge_recipe.yml'
-  return mergekit_recipe.parse(data, name, same or {}), 'mergekit_config.yml'
-
-
 def prepare(file: Path, options: Options) -> Prepared:
   """Reads a recipe and the headers of its models, and checks all of it.
 
@@ -192,8 +145,8 @@ def prepare(file: Path, options: Options) -> Prepared:
     problems.ProblemError: With all that speaks against it, as far as could be
       looked: a recipe with errors is not compared with models.
   """
-  data = _contents(file)
-  recipe, recipe_file = _parse(data, file.name)
+  data = recipes.contents(file)
+  recipe, recipe_file = recipes.parse(data, file.name, {})
   places: Any = {
     'beside': file.resolve().parent,
     'places': options.model_paths,
@@ -201,7 +154,7 @@ def prepare(file: Path, options: Options) -> Prepared:
   opening.check_places(options.model_paths, recipe.models)
   same = opening.same(recipe.models, **places)
   if same:
-    recipe, recipe_file = _parse(data, file.name, same)
+    recipe, recipe_file = recipes.parse(data, file.name, same)
   models = opening.open_models(recipe.models, **places, strict=options.strict)
   base, *others = models.values()
   policy = _with_names(recipe.vocabulary, models, places)

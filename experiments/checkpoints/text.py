@@ -4,6 +4,10 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 import re
 
+from third_party import storage
+
+size_of = storage.size_of
+
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
   """Returns rows as columns of plain text, the first row as their headings.
@@ -42,20 +46,6 @@ def clean(text: str) -> str:
     else each.encode('unicode_escape').decode('ascii')
     for each in spaced
   )
-
-
-def size_of(count: float) -> str:
-  """Returns a number of bytes in decimal units.
-
-  Examples:
-    >>> size_of(512), size_of(2.5e6), size_of(1.1e12)
-    ('512 B', '2.5 MB', '1.1 TB')
-  """
-  units = ('B', 'kB', 'MB', 'GB', 'TB')
-  unit = 0
-  while count >= 999.5 and unit < len(units) - 1:
-    count, unit = count / 1000, unit + 1
-  return f'{count:.3g} {units[unit]}'
 
 
 def code(text: str) -> str:

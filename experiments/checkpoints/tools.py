@@ -4,9 +4,7 @@ A command returns an outcome, or raises `problems.ProblemError` with all that is
 wrong. What it writes appears whole or not at all, and is verified before.
 """
 
-from collections.abc import Mapping
 from collections.abc import Sequence
-import json
 import os
 from pathlib import Path
 import sys
@@ -19,7 +17,9 @@ from experiments.checkpoints import command
 from experiments.checkpoints import copying
 from experiments.checkpoints import doctor as doctor_lib
 from experiments.checkpoints import extract as extract_lib
+from experiments.checkpoints import extracted
 from experiments.checkpoints import kinship as kinship_lib
+from experiments.checkpoints import kinship_page
 from experiments.checkpoints import memory
 from experiments.checkpoints import opening
 from experiments.checkpoints import restore as restore_lib
@@ -109,7 +109,7 @@ def kinship(
   )
   if commit is not None:
     with commit:
-      page = found.write(commit.partial)
+      page = kinship_page.write(found, commit.partial)
       files.write(commit.partial / 'kinship.txt', f'{found}\n')
       commit.publish()
     _say(f'{commit.target / page.name} is the page')
@@ -174,7 +174,7 @@ def extract(
     report = bundles.extract_task_vector(
       mine, others, commit.target, kind=kind, progress=stage.share, **given
     )
-    return _bundle_outcome(report, commit.target)
+    return Outcome(*extracted.bundle(report, commit.target))
   ((name, expert),) = others.items()
   with commit:
     made = extract_lib.extract_lora(
@@ -189,7 +189,7 @@ def extract(
       **given,
     )
     commit.publish()
-  return _lora_outcome(made, commit.target)
+  return Outcome(*extracted.lora(made, commit.target))
 
 
 def restore(
@@ -392,67 +392,6 @@ def _lora_settings(
     'energy': energy,
     'method': method or ('exact' if rank is None else 'sketch'),
   }
-
-
-def _lora_outcome(made: extract_lib.Extracted, target: Path) -> Outcome:
-  kept: dict[str, list[extract_lib.Row]] = {}
-  for row in made.rows:
-    kept.setdefault(row.kept, []).append(row)
-  rows = [['tensors', 'number', 'largest rank', 'largest error']]
-  for how, several in kept.items():
-    error = max(row.error for row in several)
-    rank = max(row.rank for row in several)
-    rows.append([how, str(len(several)), str(rank or ''), f'{error:.3g}'])
-  lines = [
-    text.aligned(rows),
-    'error: norm of what is not kept over that of the change of a tensor',
-    *(f'note: {text.clean(each)}' for each in made.notes),
-    _written(target, made.size, made.full_size),
-  ]
-  content = {
-    'written': str(target),
-    'kind': 'lora',
-    'bytes': made.size,
-    'full_bytes': made.full_size,
-    'notes': list(made.notes),
-    'tensors': {row.path: _plain(row) for row in made.rows},
-  }
-  return Outcome('\n'.join(lines), content)
-
-
-def _bundle_outcome(report: bundles.Report, target: Path) -> Outcome:
-  errors_ = [['expert', 'error'], *_cells(report.errors)]
-  lines = [
-    text.aligned(errors_),
-    'error: norm of what is not kept over that of the change of the model',
-    _written(target, report.size, report.full_size),
-  ]
-  content = {
-    'written': str(target),
-    'bytes': report.size,
-    'full_bytes': report.full_size,
-    'errors': dict(report.errors),
-    'tensors': {row.path: _plain(row) for row in report.rows},
-  }
-  return Outcome('\n'.join(lines), content)
-
-
-def _cells(values: Mapping[str, float]) -> list[list[str]]:
-  return [[name, f'{value:.3g}'] for name, value in values.items()]
-
-
-def _plain(row: Any) -> dict[str, Any]:
-  """A row as JSON can say it, without its path."""
-  values = row._asdict()
-  del values['path']
-  return json.loads(json.dumps(values))
-
-
-def _written(target: Path, size: int, full: int) -> str:
-  return (
-    f'{text.clean(str(target))} is ready: {text.size_of(size)} in place of'
-    f' {text.size_of(full)}'
-  )
 
 
 def _say(line: str) -> None:

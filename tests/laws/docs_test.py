@@ -11,7 +11,7 @@ import pytest
 
 from docs import tables
 from experiments.checkpoints import command
-from experiments.checkpoints import prepare
+from experiments.checkpoints import recipes as recipes_lib
 from experiments.checkpoints import tools
 from merging import recipes
 from third_party import problems
@@ -97,7 +97,7 @@ def test_the_page_on_checkpoints_is_what_happens(tmp_path, monkeypatch, capfd):
       file = Path(block.splitlines()[0].removeprefix('# '))
       file.write_text(block)
       if file.name != 'wrong.yml':
-        prepare.read(file)
+        recipes_lib.read(file)
     elif kind == 'python':
       exec(compile(block, 'docs/checkpoints.md', 'exec'), names)
     elif kind == 'sh':

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.checkpoints import kinship as kinship_lib
+from experiments.checkpoints import kinship_page
 from experiments.checkpoints import sums
 from merging import report
 from merging import streams
@@ -243,7 +244,7 @@ def test_kinship_writes_files_with_any_name(tmp_path):
   base, experts = _models()
   experts['<b>$\\frac{1}{2}$ \u8bed\u8a00\x1b[2J'] = experts.pop('math')
   found = _kinship(base, experts)
-  page = found.write(tmp_path).read_text(encoding='utf-8')
+  page = kinship_page.write(found, tmp_path).read_text(encoding='utf-8')
   names = ['changes.png', 'cosines.png', 'kinship.html', 'kinship.json']
   assert sorted(path.name for path in tmp_path.iterdir()) == names
   assert '<b>$' not in page
