@@ -16,6 +16,32 @@ from absl import flags
 
 from experiments.runtime import cli
 
+# What people type who know mergekit-yaml.
+_NEEDLESS = 'it is not needed here: leave it out'
+_DEVICE = 'JAX takes its default device: leave it out'
+_NEVER = 'no code of a model is ever run: leave it out'
+_OF_MERGEKIT = {
+  **dict.fromkeys(
+    (
+      *('copy-tokenizer', 'write-model-card', 'safe-serialization'),
+      *('lazy-unpickle', 'low-cpu-memory', 'async-write', 'clone-tensors'),
+      *('lora-merge-cache', 'lora-merge-dtype'),
+    ),
+    _NEEDLESS,
+  ),
+  **dict.fromkeys(
+    ('cuda', 'device', 'multi-gpu', 'read-to-gpu', 'gpu-rich'), _DEVICE
+  ),
+  'trust-remote-code': _NEVER,
+  'unsafe-truncate-embeddings': 'say tokenizer: in the recipe',
+  'allow-crimes': 'say what is meant with --extra, tokenizer: or slices:',
+  'out-shard-size': 'say --shard_size, in bytes',
+  'random-seed': 'say --seed',
+  'write-threads': 'say --workers',
+  'j': 'say --workers',
+  'transformers-cache': 'set HF_HUB_CACHE in the environment',
+}
+
 _PLAN = flags.DEFINE_bool(
   'plan', False, 'Say what would be done, from headers alone, and end.'
 )
@@ -108,4 +134,5 @@ if __name__ == '__main__':
     main,
     arguments=['RECIPE', 'OUT'],
     when_stopped='the target is as it was; --resume may continue',
+    elsewhere=_OF_MERGEKIT,
   )

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 from typing import NamedTuple
@@ -115,10 +114,7 @@ class Prepared:
   @property
   def bytes_written(self) -> int:
     """Bytes of tensors of the output."""
-    return sum(
-      math.prod(spec.shape) * spec.dtype.itemsize
-      for spec in self.specs.values()
-    )
+    return sum(each.plan.bytes_written for each in self.merges)
 
   @property
   def inputs(self) -> list[Path]:

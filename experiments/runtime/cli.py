@@ -7,13 +7,16 @@ the conventional 130 and 143.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
+import functools
 import os
 from pathlib import Path
 import signal
 import sys
 import threading
+import types
 from typing import NoReturn
 
 from absl import app
@@ -31,6 +34,7 @@ def run(
   *,
   arguments: Sequence[str] | None = (),
   when_stopped: str = 'the same command continues the run',
+  elsewhere: Mapping[str, str] = types.MappingProxyType({}),
 ) -> NoReturn:
   """Parses the flags, calls `main`, and exits.
 
@@ -43,6 +47,7 @@ def run(
     arguments: Names of the positional arguments, see `match`; `None` leaves
       them to `main`.
     when_stopped: What a person should know after Ctrl-C or SIGTERM.
+    elsewhere: By flag that others have, what to say here.
 
   Raises:
     SystemExit: Always. 0 after success and `--help`, 2 for what the person
@@ -65,11 +70,12 @@ def run(
     except BrokenPipeError:
       _stop_writing()
 
-  app.run(guarded, flags_parser=_parse)
+  parse = functools.partial(_parse, elsewhere=elsewhere)
+  app.run(guarded, flags_parser=parse)
   raise AssertionError('app.run does not return')
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(argv: Sequence[str], *, elsewhere: Mapping[str, str]) -> list[str]:
   """Parses flags; one line and status 2 for whatever is wrong with them."""
   asks_for_help = {'help', 'helpfull', 'helpshort', 'helpxml'}
   try:
@@ -81,10 +87,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
   except flags.UnrecognizedFlagError as error:
     ours = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(argv[0])}
     options = sorted({f'--{name}' for name in ours} | {'--help'})
-    _refuse(
-      f'unknown flag --{error.flagname};'
-      f' {errors.suggest(f"--{error.flagname}", options)}'
-    )
+    name = error.flagname
+    typed = f'--{name}' if len(name) > 1 else f'-{name}'
+    hint = elsewhere.get(name) or errors.suggest(typed, options)
+    _refuse(f'unknown flag {typed}; {hint}')
   except flags.Error as error:
     missing = [
       f'--{flag.name} is required'

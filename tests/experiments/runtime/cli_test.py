@@ -34,7 +34,7 @@ def main(argv):
   print('done', argv[1:], _SET.value)
 
 if __name__ == '__main__':
-  cli.run(main, arguments=ARGUMENTS)
+  cli.run(main, arguments=ARGUMENTS, elsewhere={'j': 'say --steps'})
 """
 
 
@@ -63,6 +63,7 @@ def _run(command, *arguments):
   ('arguments', 'message'),
   [
     (['--stesp=3'], 'unknown flag --stesp; did you mean --steps?'),
+    (['-j', '3'], 'unknown flag -j; say --steps'),
     (['--steps=many'], '--steps=many'),
     (['--preset=gpu'], '<cpu|full>'),
     ([], '--workdir is required'),
