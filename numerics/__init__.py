@@ -1,5 +1,7 @@
 """Function transformations and formats for low-precision arithmetic."""
 
+from numerics.bounding import Interval
+from numerics.bounding import interval
 from numerics.counting import count
 from numerics.counting import HOROWITZ_45NM
 from numerics.emulation import emulate
@@ -33,6 +35,7 @@ __all__ = [
   'HOROWITZ_45NM',
   'Accumulator',
   'Format',
+  'Interval',
   'Override',
   'Policy',
   'Precision',
@@ -52,6 +55,7 @@ __all__ = [
   'float8_e5m2',
   'float8_e5m2fnuz',
   'float16',
+  'interval',
   'ranges',
   'round_to',
   'shadow',

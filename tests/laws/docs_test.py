@@ -42,6 +42,7 @@ def test_examples_on_merging_run_in_turn(capsys):
   assert 'Warning' not in out
 
 
+@pytest.mark.slow  # It compiles a program for every transformation.
 def test_examples_on_numerics_run_in_turn(capsys):
   names = {}
   for block in blocks('docs/numerics.md'):

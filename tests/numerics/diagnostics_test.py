@@ -70,6 +70,7 @@ def test_errors_are_those_of_numpy():
   assert str(found).splitlines()[1].split()[0] == 'add'
 
 
+@pytest.mark.slow
 def test_errors_in_control_flow_add_up():
   found = numerics.shadow(everywhere, BF16)(jnp.ones(8))
   counts = [row.count for row in rows_of(found.errors, 'mul')]
