@@ -1,5 +1,6 @@
 """Exact tasks and small transformers that learn them."""
 
+from arithmetic import constructions as constructions
 from arithmetic import decoding as decoding
 from arithmetic import evaluation as evaluation
 from arithmetic import layouts as layouts
@@ -7,6 +8,7 @@ from arithmetic import lines as lines
 from arithmetic import metrics as metrics
 from arithmetic import population as population
 from arithmetic import positions as positions
+from arithmetic import recurrent as recurrent
 from arithmetic import scratchpads as scratchpads
 from arithmetic import tasks as tasks
 from arithmetic import tokenizers as tokenizers

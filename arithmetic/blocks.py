@@ -226,7 +226,7 @@ class Decoder(nn.Module):
     match config.scheme.vectors:
       case 'learned':
         for table, stream in zip(self.tables, ids, strict=True):
-          x = x + table[stream]
+          x = x + jnp.asarray(table)[stream]
       case 'sinusoidal':
         for stream in ids:
           x = x + position_schemes.sinusoidal(stream, config.width)
