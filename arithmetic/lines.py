@@ -58,7 +58,10 @@ def write(
     A `Batch` of shape [batch, length].
   """
   rendered = [
-    [pieces.render(piece, batch, tokenizer.characters) for piece in part]
+    [
+      pieces.render(piece, batch, tokenizer.characters)
+      for piece in pieces.merged(part)
+    ]
     for part in line
   ]
   prompt, work, _ = (sum(x.shape[1] for x, _ in part) for part in rendered)

@@ -109,6 +109,27 @@ def hinted(offset: Any) -> Between:
   )
 
 
+def merged(pieces: Sequence[Piece]) -> list[Piece]:
+  """The same pieces with marks that are written together made one.
+
+  Examples:
+    >>> merged([Mark(']'), Mark(' + '), Mark('['), Field('12')])[0]
+    Mark(text='] + [', when=True)
+  """
+  result: list[Piece] = []
+  for piece in pieces:
+    last = result[-1] if result else None
+    if (
+      isinstance(piece, Mark)
+      and isinstance(last, Mark)
+      and piece.when is last.when
+    ):
+      result[-1] = Mark(last.text + piece.text, piece.when)
+    else:
+      result.append(piece)
+  return result
+
+
 def spell(pieces: Sequence[Piece]) -> str:
   """Writes pieces on the host.
 

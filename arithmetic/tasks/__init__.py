@@ -9,6 +9,7 @@ from arithmetic.tasks.base import split_of as split_of
 from arithmetic.tasks.base import SPLITS as SPLITS
 from arithmetic.tasks.base import Task as Task
 from arithmetic.tasks.base import to_strings as to_strings
+from arithmetic.tasks.carrying import balanced_sums as balanced_sums
 from arithmetic.tasks.carrying import Carries as Carries
 from arithmetic.tasks.carrying import carries as carries
 from arithmetic.tasks.carrying import sample_carrying as sample_carrying

@@ -143,6 +143,62 @@ def sample_carrying(
   return tuple(Digits(both[:, :, i], length) for i in range(2))
 
 
+def balanced_sums(
+  size: int, *, seed: int, digits: int = 3
+) -> list[tuple[str, str]]:
+  """A stored training set of sums, balanced by digits and by carries.
+
+  Of 10,000 sums of at most three digits, 100 are all those of one digit, 900
+  have numbers below 100 and the rest numbers below 1000; other sizes in
+  proportion, but for the sums of one digit. Of each kind at most a share of
+  1 / (digits + 1), rounded up, carries equally often; other draws are
+  rejected. A sum may occur twice.
+
+  Args:
+    size: How many sums.
+    seed: Of NumPy's generator.
+    digits: The most digits of a number, at least 1; kinds of fewer digits than
+      the largest have 9 / 10^(digits - d + 1) of the sums.
+
+  Returns:
+    Pairs of written numbers, in random order. Keep those that `split_of` puts
+    into `train`, if others are scored.
+
+  Raises:
+    ValueError: If the size leaves no room for the sums of one digit.
+
+  Examples:
+    >>> pairs = balanced_sums(1000, seed=0)
+    >>> len(pairs), sum(max(map(len, pair)) == 1 for pair in pairs) >= 100
+    (1000, True)
+
+  References:
+    Lee et al., Teaching Arithmetic to Small Transformers, 2023,
+    arXiv:2307.03381.
+  """
+  if size < 100 or digits < 1 or (digits == 1 and size != 100):
+    raise ValueError(
+      'there are 100 sums of one digit, and others only of more digits; got'
+      f' size={size}, digits={digits}'
+    )
+  rng = np.random.default_rng(seed)
+  pairs = [(a, b) for a in range(10) for b in range(10)]
+  for d in range(2, digits + 1):
+    count = size * 9 // 10 ** (digits - d + 1)
+    if d == digits:
+      count = size - len(pairs)
+    most, found = -(-count // (d + 1)), np.zeros(d + 1, np.int64)
+    while found.sum() < count:
+      a, b = (int(x) for x in rng.integers(0, 10**d, 2))
+      # Every carry takes nine from the sum of the digits.
+      lost = sum(map(int, f'{a}{b}')) - sum(map(int, str(a + b)))
+      if found[lost // 9] < most:
+        found[lost // 9] += 1
+        pairs.append((a, b))
+  rng.shuffle(pairs)
+  return [(str(a), str(b)) for a, b in pairs]
+
+
 def _pairs() -> tuple[np.ndarray, np.ndarray]:
   """The pairs of digits by [top column, carry in, carry out], and how many."""
   pairs = np.zeros((2, 2, 2, 100, 2), np.int32)

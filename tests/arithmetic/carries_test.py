@@ -70,6 +70,23 @@ def test_every_number_of_carries_is_as_frequent_as_it_should_be():
     assert abs(chi - freedom) < 5 * np.sqrt(2 * freedom)
 
 
+def test_stored_sums_have_the_published_composition():
+  pairs = tasks.balanced_sums(10_000, seed=0)
+  assert len(pairs) == 10_000
+  assert {(str(a), str(b)) for a in range(10) for b in range(10)} <= set(pairs)
+  # The published set of 10,000 has 9,891 different sums.
+  assert 9_800 < len(set(pairs)) < 9_950
+  counts = collections.Counter(_by_hand(*pair)[0] for pair in pairs)
+  # At most 2,250 of 9,000, 300 of 900 and 55 of 100 carry once, and so on.
+  assert counts[3] == 2_250
+  assert all(2_200 < counts[n] <= 2_250 + 300 + 55 for n in range(3))
+  large = sum(max(map(len, pair)) == 3 for pair in pairs)
+  assert 8_800 < large <= 9_000
+  assert tasks.balanced_sums(500, seed=1) == tasks.balanced_sums(500, seed=1)
+  with pytest.raises(ValueError, match='size=50'):
+    tasks.balanced_sums(50, seed=0)
+
+
 def test_weights_that_make_no_sense():
   for weights in [(1, 1), (0, 0, 0), (-1, 1, 1)]:
     with pytest.raises(ValueError, match='each of 0 to 2 carries'):

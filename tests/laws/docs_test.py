@@ -31,14 +31,18 @@ def test_example_of_the_readme_runs_alone(block, capsys):
   assert capsys.readouterr().out
 
 
-def test_examples_on_merging_run_in_turn(capsys):
-  found = blocks('docs/merging.md')
-  assert len(found) > 3
+@pytest.mark.parametrize(
+  ('page', 'word'),
+  [('docs/merging.md', 'cosine'), ('docs/arithmetic.md', 'off_by_one=true')],
+)
+def test_examples_on_a_page_run_in_turn(page, word, capsys):
+  found = blocks(page)
+  assert len(found) > 1
   names = {}
   for block in found:
-    exec(compile(block, 'docs/merging.md', 'exec'), names)
+    exec(compile(block, page, 'exec'), names)
   out = capsys.readouterr().out
-  assert 'cosine' in out.lower()
+  assert word in out.lower()
   assert 'Warning' not in out
 
 
