@@ -34,6 +34,8 @@ def exact_match(logits: jax.Array, batch: Batch) -> jax.Array:
   One forward pass over the true line decides what greedy decoding would
   write: decoding reproduces the answer exactly when, at every answer
   position, the most likely next token after the true prefix is the true one.
+  The work of a scratchpad counts, too: a model that reaches the right answer by
+  other work has to be decoded, and read by `Layout.read`.
 
   Args:
     logits: f32[batch, length - 1, vocabulary], for tokens 1 to length - 1.

@@ -237,12 +237,7 @@ class Layout:
     if key is not None:
       spaces_key, hints_key = jax.random.split(key)
       if self.hints:
-        last = self.hints - self._widest(task, level)
-        if last < 0:
-          raise ValueError(
-            f'numbers of {self._widest(task, level)} digits need as many hints,'
-            f' got {self.hints}'
-          )
+        last = self.hints - _widest(task, level)
         offset = jax.random.randint(hints_key, (batch, 1), 0, last + 1)
     line = self._line(
       task, operands, task.answer(operands, level), level, offset
@@ -328,6 +323,11 @@ class Layout:
     offset: Any,
   ) -> lines.Line:
     """The pieces of a line, of arrays or of strings."""
+    if 0 < self.hints < _widest(task, level):
+      raise ValueError(
+        f'numbers of {_widest(task, level)} digits need as many hints, got'
+        f' {self.hints}'
+      )
     scratch = scratchpads.get(self.scratchpad) if self.scratchpad else None
     infix = self.notation == 'infix' and len(operands) > 1
     separator = tokenizers.SEPARATOR
@@ -394,10 +394,6 @@ class Layout:
       ]
     )
 
-  def _widest(self, task: Task, level: int) -> int:
-    """The most digits of a number of a line."""
-    return max(*task.widths(level), *task.answer_widths(level))
-
   def _check_characters(
     self, task: Task, tokenizer: tokenizers.DigitTokenizer
   ) -> None:
@@ -407,6 +403,11 @@ class Layout:
         f'the tokenizer lacks {"".join(sorted(missing))!r}, which lines of'
         f' {task.name} hold: make it of layout.characters(tasks)'
       )
+
+
+def _widest(task: Task, level: int) -> int:
+  """The most digits of a number of a line."""
+  return max(*task.widths(level), *task.answer_widths(level))
 
 
 _PAPER = Layout(notation='infix', answer_order='plain')

@@ -247,7 +247,8 @@ def split_of(operands: tuple[Digits, ...], split: str) -> jax.Array:
   A problem belongs to exactly one of `train` (7/8 of all problems),
   `validation` and `test` (1/16 each), by a hash of its operands, whatever the
   seed that drew it: nothing seen in training is ever scored. The order of the
-  operands does not matter, so that 3 + 5 is not trained on to score 5 + 3.
+  operands does not matter, so that 3 + 5 is not trained on to score 5 + 3;
+  operands that are absent do not, either.
 
   Args:
     operands: The operands of a batch of problems.
