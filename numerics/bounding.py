@@ -378,6 +378,7 @@ _RULES: dict[str, Any] = {
       *('broadcast_in_dim', 'concatenate', 'copy', 'copy_p', 'dynamic_slice'),
       *('dynamic_update_slice', 'gather', 'pad', 'reshape', 'rev', 'scatter'),
       *('slice', 'squeeze', 'transpose', 'convert_element_type', 'sign'),
+      *('stop_gradient', 'name', 'pvary', 'sharding_constraint'),
     ],
     _ends,
   ),

@@ -38,37 +38,22 @@ def _call(frame: Any, step: Any, inputs: Values) -> Values:
 
 
 def _jit(frame: Any, step: Any, inputs: Values) -> Values:
-  """As a call, unless it says where its arrays lie."""
-  places = [
-    tuple(
-      each if isinstance(each, jax.sharding.Sharding) else None
-      for each in step.params.get(name, ())
+  """As a call, with arrays where it says that they lie."""
+  outputs = _call(frame, step, _placed(inputs, step.params['in_shardings']))
+  return _placed(outputs, step.params['out_shardings'])
+
+
+def _placed(values: Values, shardings: Sequence[Any]) -> Values:
+  """Puts every array of a value where the array lies that it stands for."""
+
+  def put(value, sharding):
+    if not isinstance(sharding, jax.sharding.Sharding):  # It does not matter.
+      return value
+    return jax.tree.map(
+      lambda x: jax.lax.with_sharding_constraint(x, sharding), value
     )
-    for name in ('in_shardings', 'out_shardings')
-  ]
-  if not any(each for group in places for each in group):
-    return _call(frame, step, inputs)
-  [(path, scope, program)] = step.programs()
 
-  def inner(key, inputs):
-    child = frame.child(step, key, path, scope)
-    outputs = child.run(program, inputs)
-    return outputs, child.records
-
-  def place(values, shardings):
-    """Every array of a value lies where the one does that it stands for."""
-    return [
-      value
-      if sharding is None
-      else jax.tree.map(
-        lambda x, s=sharding: jax.lax.with_sharding_constraint(x, s), value
-      )
-      for value, sharding in zip(values, shardings, strict=True)
-    ]
-
-  outputs, records = inner(step.inner_key(), place(inputs, places[0]))
-  frame.records.update(records)
-  return place(outputs, places[1])
+  return list(map(put, values, shardings))
 
 
 def _scan(frame: Any, step: Any, inputs: Values) -> Values:
@@ -333,9 +318,7 @@ def _original(
 
 
 RULES: dict[str, Callable[[Any, Any, Values], Values]] = {
-  **dict.fromkeys(
-    ['call', 'core_call', 'closed_call', 'core_closed_call'], _call
-  ),
+  **dict.fromkeys(programs.CALLS, _call),
   **dict.fromkeys(['jit', 'pjit'], _jit),
   **dict.fromkeys(['remat', 'remat2', 'checkpoint'], _remat),
   'scan': _scan,

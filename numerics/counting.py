@@ -19,7 +19,8 @@ from numerics import reports
 Work = typing.Literal['add', 'multiply', 'other']
 Price = Mapping[tuple[Work, str, int], float]
 
-# Picojoules, by work, kind of number and bits: 45 nm, 0.9 V.
+# Picojoules, by work, kind of number and bits: 45 nm, 0.9 V. Floats of 16 bits
+# are float16 there; others of that width count as if they cost the same.
 HOROWITZ_45NM: Price = {
   ('add', 'float', 16): 0.4,
   ('add', 'float', 32): 0.9,

@@ -14,6 +14,9 @@ from numerics import _compat
 # The scope of draws of `jax.random`, which says so by private names.
 DRAW = 'jax.random'
 
+# Functions that are just called; the last name is that of JAX 0.12.
+CALLS = ('call', 'core_call', 'closed_call', 'core_closed_call', 'eval_jaxpr')
+
 # Equations that run programs, with the names of the parameters that hold them;
 # `cond` has a tuple of them.
 _CALLS: dict[str, tuple[str, ...]] = {
@@ -24,9 +27,7 @@ _CALLS: dict[str, tuple[str, ...]] = {
   ),
   'custom_jvp_call': ('call_jaxpr',),
   'custom_vjp_call': ('call_jaxpr',),
-  **dict.fromkeys(
-    ['call', 'core_call', 'closed_call', 'core_closed_call'], ('call_jaxpr',)
-  ),
+  **dict.fromkeys(CALLS, ('call_jaxpr',)),
 }
 
 

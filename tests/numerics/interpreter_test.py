@@ -2,6 +2,7 @@ import functools
 import re
 
 import jax
+from jax.extend.core import primitives
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -99,6 +100,17 @@ def test_derivatives_of_authors_are_kept():
   assert jax.grad(transformed)(1.0, 3) == 1.5
   relu = numerics.transform(jax.nn.relu, identity)
   assert jax.grad(relu)(0.0) == 0.0
+
+
+def test_calls_are_followed():
+  closed = jax.make_jaxpr(jnp.sin)(1.0)
+
+  def f(x):
+    call = primitives.closed_call_p
+    [y] = call.bind(x, **call.get_bind_params({'call_jaxpr': closed}))
+    return y
+
+  assert numerics.transform(f, negate_sines)(0.5) == -jnp.sin(0.5)
 
 
 def negate_sines(step, inputs):
