@@ -65,35 +65,6 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Tokenizer:
-  """How the characters of a line become tokens.
-
-  Attributes:
-    size: The most digits of a token.
-    start: The end of a number from which digits are grouped to tokens.
-    answer_start: The same for answers; like `start` if none.
-  """
-
-  size: int = 1
-  start: tokenizers.End = 'right'
-  answer_start: tokenizers.End | None = None
-
-  def __post_init__(self):
-    self.made('')
-
-  def made(self, symbols: str) -> tokenizers.DigitTokenizer:
-    """The tokenizer, of lines with these characters."""
-    if self.size == 1:
-      return tokenizers.DigitTokenizer(symbols)
-    return tokenizers.ChunkTokenizer(
-      symbols,
-      size=self.size,
-      start=self.start,
-      answer_start=self.answer_start,
-    )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """One run of the laboratory.
 
@@ -101,11 +72,12 @@ class Config:
     vary: What differs between rows: axes, of which all combinations run. An
       axis lists what a setting may be, as `layout.answer_order=plain|reversed`,
       or names groups of settings, as `plain: layout.answer_order=plain | right
-      to left: layout.answer_order=reversed tokenizer=chunks`.
+      to left: layout.answer_order=reversed tokenizer=right3`.
     study: The claim that the page is about, if any.
     task: Name of a task of `arithmetic.tasks`.
     layout: How problems are written.
-    tokenizer: How characters become tokens.
+    tokenizer: How characters become tokens: a name of `tokenizers.get`, such as
+      `digits`, `right3` or `right3-left3`.
     model: The decoder.
     anchors: Whether operator and equals sign take the position before that of a
       first digit, in schemes that count digits. Position coupling has it so,
@@ -125,7 +97,7 @@ class Config:
   ] = 'none'
   task: str = 'addition'
   layout: layouts.Layout = layouts.Layout()
-  tokenizer: Tokenizer = Tokenizer()
+  tokenizer: str = 'digits'
   model: transformer.Shape = transformer.Shape(width=96)
   anchors: bool = True
   training: Training = Training()
@@ -140,6 +112,10 @@ class Config:
     checks.task(self, self.task)
     checks.at_least(self, test_size=1, seeds=1, checkpoint_steps=1)
     checks.seed(self)
+    try:
+      tokenizers.get(self.tokenizer, '')
+    except ValueError as error:
+      raise ValueError(f'tokenizer: {error}') from None
     if not self.levels or min(self.levels) < 1:
       raise ValueError(f'levels are one or more, from 1: {self.levels}')
     if sorted(set(self.levels)) != list(self.levels):

@@ -15,9 +15,8 @@ Config = laboratory.Config
 
 def _ends(size: int) -> str:
   return (
-    f'digits: tokenizer.size=1 | left to right: tokenizer.size={size}'
-    f' tokenizer.start=left | right to left: tokenizer.size={size}'
-    ' tokenizer.start=right'
+    f'digits: tokenizer=digits | left to right: tokenizer=left{size} | right to'
+    f' left: tokenizer=right{size}'
   )
 
 

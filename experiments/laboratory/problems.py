@@ -68,8 +68,8 @@ class Problems:
     self._config = config
     self._task = task_lib.get(config.task)
     try:
-      self._tokenizer = config.tokenizer.made(
-        config.layout.characters([self._task])
+      self._tokenizer = tokenizers.get(
+        config.tokenizer, config.layout.characters([self._task])
       )
       self._length = config.layout.length(
         self._task, config.level, self._tokenizer
