@@ -155,6 +155,24 @@ def test_causality_by_gradient(name):
   np.testing.assert_array_equal(reads, np.tril(np.ones((9, 9), bool)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', CASES)
+def test_every_parameter_is_trained(name):
+  config = dataclasses.replace(CASES[name], dropout=0.1)
+
+  @jax.jit
+  @jax.grad
+  def gradient(params, key):
+    logits = transformer.apply(params, TOKENS, config=config, key=key)
+    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[..., 1])
+
+  found = gradient(_perturbed(config), jax.random.key(0))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+    assert np.isfinite(leaf).all()
+    # All ids that are drawn may lie beyond FIRE's threshold.
+    assert np.abs(leaf).max() > 0 or path[-1].key == 'threshold'
+
+
 @pytest.mark.parametrize('name', CASES)
 def test_tokens_read_one_by_one_are_the_line(name):
   _, whole, by_one = _run(name)

@@ -33,7 +33,11 @@ def test_example_of_the_readme_runs_alone(block, capsys):
 
 @pytest.mark.parametrize(
   ('page', 'word'),
-  [('docs/merging.md', 'cosine'), ('docs/arithmetic.md', 'off_by_one=true')],
+  [
+    ('docs/merging.md', 'cosine'),
+    ('docs/arithmetic.md', 'off_by_one=true'),
+    ('docs/positions.md', "attention='fire'"),
+  ],
 )
 def test_examples_on_a_page_run_in_turn(page, word, capsys):
   found = blocks(page)
