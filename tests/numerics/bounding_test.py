@@ -50,7 +50,15 @@ def softmax(m, x):
   return e / e.sum(1, keepdims=True)
 
 
-@pytest.mark.parametrize('name', FUNCTIONS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=pytest.mark.slow)
+    if name in ('attention', 'norm')
+    else name
+    for name in FUNCTIONS
+  ],
+)
 def test_bounds_hold_for_every_choice_of_arguments_and_are_narrow(name):
   f = FUNCTIONS[name]
   random = np.random.default_rng(1)
@@ -78,6 +86,7 @@ def test_bounds_hold_for_every_choice_of_arguments_and_are_narrow(name):
       assert np.all(truth <= found.high)
 
 
+@pytest.mark.slow
 def test_functions_are_as_accurate_as_is_assumed():
   def all_of(points):
     names = {name: getattr(jax.lax, name, None) for name in UNARY}
@@ -111,6 +120,7 @@ def test_extremes_are_bounded():
   assert big.low <= 2**24 + 1 <= big.high
 
 
+@pytest.mark.slow
 def test_loops_and_custom_derivatives_are_followed():
   def f(x, w):
     x, _ = jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, length=3)

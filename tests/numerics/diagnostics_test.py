@@ -106,6 +106,7 @@ def test_ranges_are_those_of_numpy():
   np.testing.assert_array_equal(found.value, x[::-1])
 
 
+@pytest.mark.slow
 def test_ranges_in_control_flow_are_of_all_turns():
   found = numerics.ranges(everywhere)(jnp.ones(8))
   rows = rows_of(found.rows, 'mul')
@@ -122,6 +123,7 @@ def test_ranges_in_control_flow_are_of_all_turns():
   ]
 
 
+@pytest.mark.slow
 def test_the_smallest_format_holds_what_there_was():
   formats = [numerics.float4_e2m1fn, numerics.float8_e4m3fn, numerics.float16]
   f = numerics.ranges(lambda x: x + 0)

@@ -170,6 +170,7 @@ def test_products_of_matrices_add_as_the_accumulator_says(order, fmt, mode):
   np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('order', sums.ORDERS)
 def test_sums_add_as_the_accumulator_says(order):
   how = numerics.Accumulator(FP8, order, chunk=3)
@@ -227,6 +228,7 @@ def test_convolutions_are_products_of_patches(settings):
   np.testing.assert_array_equal(matrices.restore(product), expected)
 
 
+@pytest.mark.slow
 def test_a_batched_contraction_keeps_its_axes():
   def f(a, b):
     return jnp.einsum('kbxi,jxbk->jbi', a, b)
@@ -321,6 +323,7 @@ def test_the_gradient_is_that_of_the_emulated_numbers():
   np.testing.assert_allclose(dw, r(X).T @ slope, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_accumulator_leaves_the_gradient_alone():
   how = numerics.Accumulator(numerics.float16, 'pairwise')
   precision = numerics.Precision(inputs=FP8, accumulator=how)
@@ -350,6 +353,7 @@ def test_the_backward_pass_has_a_policy_of_its_own():
   oracles.assert_same(dw, s(np.matmul(cotangent.T, s(x)).T))
 
 
+@pytest.mark.slow
 def test_a_backward_policy_takes_integers_loops_and_closures():
   scale = jnp.array([2.0, 3.0])
 

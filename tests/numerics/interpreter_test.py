@@ -12,14 +12,14 @@ from tests.numerics import functions
 
 X, W = functions.X, functions.W
 FAST = (
-  functions.softmax,
   functions.branches,
   functions.own_vjp,
   functions.own_jvp,
-  functions.checkpointed,
   functions.sharded,
 )
 SLOW = (
+  functions.softmax,
+  functions.checkpointed,
   functions.recurrent,
   functions.backwards,
   functions.activations,
@@ -190,6 +190,7 @@ def test_trees_keywords_statics_and_types_stay():
   assert g.__name__ == 'f'
 
 
+@pytest.mark.slow
 def test_integers_and_closed_over_values_are_no_obstacle():
   @jax.custom_vjp
   def pick(x, i):
@@ -280,6 +281,7 @@ def test_keys_differ_by_step_turn_and_branch_and_by_nothing_else():
     g(0.5)
 
 
+@pytest.mark.slow
 def test_members_of_a_vmap_share_draws_unless_the_key_is_mapped():
   f = numerics.transform(jnp.sin, draws)
   key = jax.random.key(0)
