@@ -167,6 +167,8 @@ class _Reader:
     settings = reader.settings(fields.get('parameters'))
     if 'modules' in fields:
       inner = self._module(fields)
+      if inner is None:
+        raise self._error()
       own = reader.settings(inner.pop('parameters', None))
       settings = parameters.nested(own, settings)
       fields |= inner
@@ -235,7 +237,7 @@ class _Reader:
     return self._get(fields, 'merge_method', methods.read_method)
 
   def _module(self, fields):
-    """Returns what a recipe says of its only module."""
+    """Returns what a recipe says of its only module; `None` if it is wrong."""
     with self._found:
       node = fields['modules']
       several = node.mapping(of='modules')
@@ -251,7 +253,7 @@ class _Reader:
       return several[_MODULE].mapping(
         ('models', 'slices', 'parameters'), of='a module', hints=sources.BELONGS
       )
-    return {}
+    return None
 
 
 def _first(pair):

@@ -326,6 +326,7 @@ def test_fault(name):
     'models: [{model: a, weight: 1.0}]',
     'merge_method: passthrough\n'
     'slices: [{sources: [{model: a, layers: [0, 3]}]}]',
+    'merge_method: linear\nmodules: {vision: {models: [{model: a}]}}',
     'merge_method: ties\nslices:\n'
     '- sources: [{model: a, layer_range: [0, 3]}]\n'
     '- sources: [{model: b, layer_range: [0, 3]}]',
