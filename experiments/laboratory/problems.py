@@ -146,9 +146,13 @@ class Problems:
     return jax.lax.map(one_level, (self.test, self._counted))
 
   def line(self) -> str:
-    """The first problem of the largest level, as it is written."""
-    tokens = self.test.tokens[-1, 0]
-    return self._tokenizer.decode(tokens).rstrip()
+    """The first problem of the largest level, as it is written.
+
+    Tokens of several digits are shown apart.
+    """
+    texts = [self._tokenizer.vocabulary[i] for i in self.test.tokens[-1, 0]]
+    between = '' if max(map(len, self._tokenizer.vocabulary)) == 1 else ' '
+    return between.join(texts).rstrip()
 
   def _logits(self, params, tokens):
     return transformer.apply(params, tokens[:, :-1], config=self.model)

@@ -14,6 +14,7 @@ from experiments.configs import laboratory as configs
 from experiments.laboratory import problems as problems_lib
 from experiments.laboratory import results as results_lib
 from experiments.laboratory import run as run_lib
+from experiments.runtime import config as config_lib
 from experiments.runtime import errors
 
 SMALL = configs.Config(
@@ -131,6 +132,26 @@ def test_rows_are_scored_on_the_same_problems():
   plain, turned = (row.removesuffix('$').split('=') for row in rows)
   assert plain[0] == turned[0]
   assert plain[1] == turned[1][::-1]
+
+
+@pytest.mark.parametrize(
+  ('settings', 'line'),
+  [
+    (('tokenizer=left2',), '+ 78 8 , 33 0 = 81 11 $'),
+    (('tokenizer=right2-left2',), '+ 7 88 , 3 30 = 81 11 $'),
+    (('layout.notation=infix', 'layout.hints=4'), 'c7b8a8+c3b3a0=a8b1c1d1$'),
+  ],
+)
+def test_a_line_is_as_the_factors_say(settings, line):
+  config = config_lib.overlay(dataclasses.replace(SMALL, vary=()), settings)
+  problems = problems_lib.Problems(config)
+  assert problems.line() == line
+  # The decoder knows which tokens are digits, and which marks come before.
+  classes = problems.model.classes
+  assert classes is not None
+  digits = [problems._tokenizer.vocabulary[i] for i in classes.digits]
+  assert set('0123456789') <= set(digits)
+  assert not set(digits) & set('+,=$ ')
 
 
 @jax.numpy_dtype_promotion('standard')  # Schedules of optax count in floats.
