@@ -10,6 +10,7 @@ eighth of the time.
 """
 
 from collections.abc import Sequence
+from typing import Any
 from typing import NamedTuple
 import zlib
 
@@ -24,6 +25,8 @@ from merging import transform
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
+Array = jax.Array | np.ndarray
+
 
 class Seeds(NamedTuple):
   """What numbers are drawn from.
@@ -32,11 +35,14 @@ class Seeds(NamedTuple):
     key: Random key.
     paths: A number for each leaf, `u32[leaves]`.
     models: A number for each expert, `u32[models]`.
+    words: Keys of Threefry that follow from these, `u32[leaves, models, 2]`, or
+      `None` for other generators.
   """
 
   key: jax.Array
   paths: np.ndarray
-  models: np.ndarray
+  models: np.ndarray | jax.Array
+  words: np.ndarray | jax.Array | None
 
 
 def check_key(caller: str, key: jax.Array) -> None:
@@ -69,7 +75,26 @@ def seeds(
   key: jax.Array, specs: transform.Specs, models: transform.Models
 ) -> Seeds:
   """Returns what the numbers of these leaves and experts are drawn from."""
-  return Seeds(key, hashes([spec.path for spec in specs]), hashes(models))
+  paths, names = hashes([spec.path for spec in specs]), hashes(models)
+  if not by_place(key):
+    return Seeds(key, paths, names, None)
+  data = jax.random.key_data(key)
+  xp: Any = jnp if isinstance(data, jax.core.Tracer) else np
+  # As `jax.random.fold_in` does it, but for all leaves and experts at once.
+  words = xp.asarray(data)[:, None, None]
+  for numbers in (paths[:, None], names[None]):
+    words = xp.stack(threefry(words, np.zeros_like(numbers), numbers))
+  return Seeds(key, paths, names, xp.moveaxis(words, 0, -1))
+
+
+def of_model(found: Seeds, model: jax.Array) -> Seeds:
+  """Returns the seeds of one expert, given its place."""
+  words = found.words
+  if words is not None:
+    words = jnp.asarray(words)[:, model][:, None]
+  return found._replace(
+    models=jnp.asarray(found.models)[model][None], words=words
+  )
 
 
 def uniforms(
@@ -88,47 +113,48 @@ def uniforms(
   Raises:
     ValueError: The experts are already combined.
   """
-  if len(leaf.deltas) != len(source.models):
+  shape, count = leaf.base.shape, len(source.models)
+  if len(leaf.deltas) != count:
     raise ValueError(
-      f'{caller}: {len(leaf.deltas)} deltas of {len(source.models)} '
-      'experts; drop before the experts are combined'
+      f'{caller}: {len(leaf.deltas)} deltas of {count} experts; drop before '
+      'the experts are combined'
     )
+  if source.words is not None:
+    words = jnp.asarray(source.words)[leaf.index]
+    places = jnp.arange(leaf.base.size, dtype=jnp.uint32).reshape(shape)
+    places += jnp.asarray(leaf.start, jnp.uint32)
+    return [_uniform(words[place], places) for place in range(count)]
   path = jnp.asarray(source.paths)[leaf.index]
-  leaf_key = jax.random.fold_in(source.key, path)
+  own = jax.random.fold_in(source.key, path)
   return [
-    _uniform(jax.random.fold_in(leaf_key, model), leaf)
+    jax.random.uniform(jax.random.fold_in(own, model), shape)
     for model in jnp.asarray(source.models)
   ]
 
 
-def _uniform(key, leaf):
-  shape = leaf.base.shape
-  if not by_place(key):
-    return jax.random.uniform(key, shape)
-  places = jnp.arange(leaf.base.size, dtype=jnp.uint32).reshape(shape)
-  places += jnp.asarray(leaf.start, jnp.uint32)
-  high, low = threefry(jax.random.key_data(key), jnp.zeros_like(places), places)
+def _uniform(words, places):
+  high, low = threefry(words, jnp.zeros_like(places), places)
   # The upper bits as digits of a number from 1 to 2.
   digits = ((high ^ low) >> 9) | jnp.uint32(0x3F800000)
   return jax.lax.bitcast_convert_type(digits, jnp.float32) - 1
 
 
 def threefry(
-  key: jax.Array, high: jax.Array, low: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+  key: Sequence[Array] | Array, high: Array, low: Array
+) -> tuple[Array, Array]:
   """Returns the blocks of Threefry-2x32 with 20 rounds, at any counters.
 
   Args:
-    key: `u32[2]`.
+    key: Two words, `u32[]` or any shape that goes with the counters.
     high: Upper words of the counters, `u32[*shape]`.
     low: Lower words.
 
   Returns:
-    The two words of each block.
+    The two words of each block, arrays of NumPy if all are.
 
   Examples:
-    >>> zero = jnp.uint32(0)
-    >>> [hex(word) for word in threefry(jnp.zeros(2, jnp.uint32), zero, zero)]
+    >>> zero = np.zeros(1, np.uint32)
+    >>> [hex(word[0]) for word in threefry((zero, zero), zero, zero)]
     ['0x6b200159', '0x99ba4efe']
 
   References:
@@ -136,13 +162,13 @@ def threefry(
     Random Numbers: As Easy as 1, 2, 3". SC 2011.
   """
   first, second = key
-  keys = first, second, first ^ second ^ jnp.uint32(_PARITY)
+  keys = first, second, first ^ second ^ np.uint32(_PARITY)
   high, low = high + first, low + second
   for turn in range(5):
     for distance in _ROTATIONS[turn % 2]:
-      high += low
-      low = (low << distance) | (low >> (32 - distance))
-      low ^= high
-    high += keys[(turn + 1) % 3]
-    low += keys[(turn + 2) % 3] + jnp.uint32(turn + 1)
+      high = high + low
+      low = (low << np.uint32(distance)) | (low >> np.uint32(32 - distance))
+      low = low ^ high
+    high = high + keys[(turn + 1) % 3]
+    low = low + keys[(turn + 2) % 3] + np.uint32(turn + 1)
   return high, low

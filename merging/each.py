@@ -15,7 +15,6 @@ class _Program(NamedTuple):
   """What leaves have in common that run one compiled program."""
 
   observers: tuple[transform.Observer, ...]
-  values: Callable[..., tuple[jax.Array, jax.Array]] | None
   update: Callable[..., transform.Leaf]
   route: object
   state: object  # Structure, shapes and types of the state.
@@ -73,10 +72,8 @@ def each(
         )
       state = jax.tree.map(_array, merge.init((spec,), models))
       shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(state))
-      found = None if merge.observers else merge.selection(spec)
       program = _Program(
         merge.observers,
-        None if found is None else found.values,
         merge.update,
         merge.route(spec),
         (jax.tree.structure(state), shapes),
@@ -102,7 +99,11 @@ def each(
   def selection(spec):
     merge = made(spec)
     found = None if merge.observers else merge.selection(spec)
-    return found and found._replace(values=_values)
+    return transform.selection_within(found, _look)
+
+  def rowwise(spec):
+    merge = made(spec)
+    return not merge.observers and merge.rowwise(spec)
 
   return transform.MergeTransform(
     init=init,
@@ -110,6 +111,7 @@ def each(
     update=_update,
     route=route,
     entrywise=entrywise,
+    rowwise=rowwise,
     selection=selection,
   )
 
@@ -145,9 +147,8 @@ def _inside(leaf, state):
   return leaf._replace(index=jnp.int32(0), route=program.route), own
 
 
-def _values(leaf, state, model):
-  _, program = leaf.route
-  return program.values(*_inside(leaf, state), model)
+def _look(function, leaf, state, *arguments):
+  return function(*_inside(leaf, state), *arguments)
 
 
 def _update(leaf, state, **extra):

@@ -11,6 +11,7 @@ import numpy as np
 
 NOWHERE = 2**31 - 1  # More than any place in a leaf, or bits of a number.
 _FEW = 1 << 16  # Entries that are simply sorted.
+_ROWS = 1 << 14  # Entries of rows whose keys fit a cache.
 _SAMPLE = 1 << 13
 
 
@@ -119,6 +120,74 @@ def place(bits: np.ndarray, value: int, number: int) -> int:
     number -= count
     passed += part.size
   return NOWHERE
+
+
+def above(magnitudes: np.ndarray, least: np.ndarray) -> np.ndarray:
+  """Tells which entries have at least some place in the order of their row.
+
+  Args:
+    magnitudes: Not negative, `f32[rows, width]`.
+    least: For each entry, a place in ascending order, from 0 to `width`, which
+      none has; `u32[rows, width]`.
+
+  Returns:
+    `bool[rows, width]`; of equal entries the first has the smaller place.
+
+  Examples:
+    >>> magnitudes = np.array([[3, 1, 2, 1]], np.float32)
+    >>> above(magnitudes, np.array([[4, 0, 2, 2]], np.uint32)).tolist()
+    [[False, True, True, False]]
+  """
+  marked = np.empty(magnitudes.shape, bool)
+  width = magnitudes.shape[1]
+  for part, keys, ordered in _sorted_rows(magnitudes):
+    # That of a place is at least the key of another if its place is.
+    place = np.minimum(least[part], width - 1).astype(np.intp)
+    place += np.arange(0, place.size, width)[:, None]
+    marked[part] = keys >= ordered.ravel().take(place)
+    marked[part] &= least[part] < width
+  return marked
+
+
+def places(magnitudes: np.ndarray) -> np.ndarray:
+  """Returns the place of each entry in the order of its row, from 0.
+
+  Args:
+    magnitudes: Not negative, `f32[rows, width]`.
+
+  Returns:
+    `u32[rows, width]`; of equal entries the first has the smaller place.
+
+  Examples:
+    >>> places(np.array([[3, 1, 2, 1]], np.float32)).tolist()
+    [[3, 0, 2, 1]]
+  """
+  found = np.empty(magnitudes.shape, np.uint32)
+  order = np.arange(magnitudes.shape[1], dtype=np.uint32)
+  for part, _, ordered in _sorted_rows(magnitudes):
+    column = (ordered & np.uint64(2**32 - 1)).astype(np.intp)
+    np.put_along_axis(found[part], column, order[None], axis=1)
+  return found
+
+
+def _sorted_rows(magnitudes):
+  """Yields some rows at a time: which, their keys, and these in order.
+
+  A key is the bits of a magnitude, above its place in the row: all of a row
+  differ, so that a sort which need not be stable gives one result.
+  """
+  bits = magnitudes.view(np.uint32)
+  count, width = bits.shape
+  step = max(_ROWS // width, 1)
+  order = np.arange(width, dtype=np.uint64)
+  keys = np.empty((step, width), np.uint64)
+  for start in range(0, count, step):
+    part = slice(start, min(start + step, count))
+    own = keys[: part.stop - start]
+    own[...] = bits[part]
+    own <<= np.uint64(32)
+    own |= order
+    yield part, own, np.sort(own, axis=1)
 
 
 def parts(values: np.ndarray) -> Iterator[np.ndarray]:

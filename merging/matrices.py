@@ -126,6 +126,10 @@ def _in_frame(inner, layout_of):
   def framed(spec):
     return spec._replace(shape=spec.shape[::-1]) if turned(spec) else spec
 
+  def selection(spec):
+    found = None if turned(spec) else inner.selection(spec)
+    return transform.selection_within(found, _look_framed)
+
   observers = tuple(
     each._replace(observe=transform.bind(_observe_frame, each.observe))
     for each in inner.observers
@@ -134,9 +138,16 @@ def _in_frame(inner, layout_of):
     init=lambda specs, models: inner.init(tuple(map(framed, specs)), models),
     observers=observers,
     update=transform.bind(_update_frame, inner.update),
-    **transform.WHOLE,
+    # Pieces of a leaf are rows of its matrix unless that is turned.
+    entrywise=lambda spec: not turned(spec) and inner.entrywise(spec),
+    rowwise=lambda spec: not turned(spec) and inner.rowwise(spec),
+    selection=selection,
     route=lambda spec: (turned(spec), inner.route(framed(spec))),
   )
+
+
+def _look_framed(function, leaf, state, *arguments):
+  return function(_turn(leaf), state, *arguments)
 
 
 def _turn(leaf):

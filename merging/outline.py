@@ -14,13 +14,14 @@ import numpy as np
 from merging import checks
 from merging import patterns
 from merging import programs
+from merging import selections
 from merging import streams
 from merging import transform as transform_lib
 
 PIECE = 1 << 20  # Entries: small enough for caches, large enough to dispatch.
 MAX_BYTES = 1 << 29  # By default, if no leaf needs more.
 _LEAST = 1 << 12  # Entries of the smallest piece, with what fills it up.
-_SMALL = 1 << 16  # Entries from which a host selects faster.
+_HELD = 1 << 24  # Bytes that are held, rather than read once more.
 _LARGE = 1 << 23  # Bytes of a row whose program is asked what it needs.
 
 
@@ -62,8 +63,9 @@ class Job(NamedTuple):
   place: int
   start: int
   size: int
-  whole: bool  # In the shape of the leaf, not in one dimension.
-  selection: transform_lib.Selection | None = None
+  whole: bool  # In the shape of the leaf, not in that of a piece.
+  row: int = 1  # Entries that stay together, as the second axis of a piece.
+  selection: selections.Selection | None = None  # Before it comes in pieces.
 
 
 class Outline:
@@ -247,12 +249,20 @@ class Outline:
     )
 
   def selected_bytes(self, job: Job) -> int:
-    """Bytes read to select from: the base again for each expert."""
-    if job.selection is None:
+    """Bytes read to select from, before what is read to merge."""
+    if job.selection is None or self.held(job):
       return 0
     path = self.floating[job.place].path
-    base, *experts = (each.specs[path].dtype.itemsize for each in self.sources)
-    return job.size * (len(experts) * base + sum(experts))
+    base, *experts = (
+      0 if isinstance(each, streams.Zeros) else each.specs[path].dtype.itemsize
+      for each in self.sources
+    )
+    return job.size * job.selection.reads(base, experts)
+
+  def held(self, job: Job) -> bool:
+    """Whether all models' leaf is held from a look at it to the merge."""
+    read = self.read_bytes(self.floating[job.place], job.size)
+    return job.selection is not None and read <= _HELD
 
   def jobs(self, piece: int) -> list[Job]:
     """All floating leaves, in pieces where that is allowed."""
@@ -264,18 +274,53 @@ class Outline:
     for place, spec in enumerate(self.floating):
       size = math.prod(spec.shape)
       dense = self._is_dense(spec)
-      selection = self.transform.selection(spec)
-      if dense and size > min(piece, _SMALL) and selection is not None:
-        found.append(Job(place, 0, size, False, selection))
-        continue
+      selection = self._selection(spec, piece) if dense else None
+      row = self._row(spec, selection)
       alone = size <= piece and bool(self.transform.observers)
-      whole = alone or not dense or not self.transform.entrywise(spec)
-      step = size if whole else piece
-      found += [
-        Job(place, start, min(step, size - start), whole)
-        for start in range(0, size, step)
-      ]
+      whole = row == size or alone or not dense
+      job = Job(place, 0, size, whole, row, selection)
+      of_leaf = selection is not None and selection.of_leaf
+      found += [job] if of_leaf else self.pieces(job, piece)
     return found
+
+  def _selection(self, spec, piece):
+    """What is found out of a leaf before it comes in pieces."""
+    found = self.transform.selection(spec)
+    wide = max(self.dtype.itemsize, spec.dtype.itemsize) > 4
+    if found is None or wide or self.transform.observers:
+      return None
+    # What a device does alone it does in one program, if that is small.
+    alone = not found.on_host and math.prod(spec.shape) <= piece
+    return None if alone else found
+
+  def _row(self, spec, selection):
+    """How many entries of a leaf have to stay together."""
+    if selection is not None:
+      return selection.row(spec.shape)
+    if self.transform.entrywise(spec):
+      return 1
+    matrix = len(spec.shape) == 2 and not self.transform.observers
+    if matrix and self.transform.rowwise(spec):
+      return spec.shape[1]
+    return math.prod(spec.shape)
+
+  def pieces(self, job: Job, piece: int) -> list[Job]:
+    """Takes a job apart."""
+    if job.selection is not None:
+      piece = min(piece, job.selection.piece)
+    step = job.size if job.whole else max(piece // job.row, 1) * job.row
+    end = job.start + job.size
+    return [
+      job._replace(start=start, size=min(step, end - start))
+      for start in range(job.start, end, step)
+    ]
+
+  def shape(self, job: Job) -> tuple[int, ...]:
+    """The shape in which programs get a job."""
+    size = self.padded(job)
+    if job.whole:
+      return self.floating[job.place].shape
+    return (size // job.row, job.row) if job.row > 1 else (size,)
 
   def padded(self, job: Job) -> int:
     """Entries that the programs of a job get.
@@ -283,9 +328,16 @@ class Outline:
     Pieces are filled up with zeros to a few sizes, so that a few programs serve
     all leaves; but not where statistics are of every entry.
     """
-    if job.whole or self.transform.observers or job.size >= self.piece:
+    if job.whole or self.transform.observers:
       return job.size
-    return min(self.piece, max(_LEAST, 1 << (job.size - 1).bit_length()))
+    piece = self.piece
+    if job.selection is not None:
+      piece = min(piece, job.selection.piece)
+    most = max(piece // job.row, 1)
+    least = -(-_LEAST // job.row)
+    rows = job.size // job.row
+    filled = min(most, max(least, 1 << (rows - 1).bit_length()))
+    return max(rows, filled) * job.row
 
   def limit(self, jobs: Sequence[Job], allowed: int | None) -> int:
     """Bytes that jobs may hold at once.
@@ -322,10 +374,10 @@ class Outline:
     spec = self.floating[job.place]
     read = self.read_bytes(spec, job.size)
     if job.selection is not None:
-      # What is selected from, and the part of it that is looked at closely.
-      held = 6 * job.size if job.selection.entries else 0
-      piece = min(job.size, PIECE)
-      return held + 8 * piece + self.read_bytes(spec, piece)
+      piece = self.padded(self.pieces(job, self.piece)[0])
+      held = job.selection.holds(job.size, piece, len(self.models))
+      held += self.read_bytes(spec, job.size if self.held(job) else piece)
+      return held + piece * (4 + self.out_type(spec).itemsize)
     compiled = self.compiled(job)
     if not compiled:
       padded = self.padded(job)
@@ -340,7 +392,8 @@ class Outline:
     need little, and none are returned.
     """
     spec, route = self.floating[job.place], self.routes[job.place]
-    if not job.whole or self.read_bytes(spec, job.size) < _LARGE:
+    small = self.read_bytes(spec, job.size) < _LARGE
+    if small or not job.whole or job.selection is not None:
       return ()
     inputs = self._abstract(spec)
     key = route, jax.tree.structure(inputs), *jax.tree.leaves(inputs)[1:]

@@ -67,29 +67,29 @@ def observe_leaf(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def select_values(
-  values: Callable[..., tuple[jax.Array, jax.Array]],
+def look(
+  function: Callable[..., Any],
   route: Hashable,
   dtype: np.dtype,
   inputs: Inputs,
   state: transform.State,
-  model: jax.Array | np.ndarray | np.integer,
-) -> tuple[jax.Array, jax.Array]:
-  """Returns what a host selects from, of one expert (see `Selection`).
+  *arguments: Any,
+) -> Any:
+  """Returns what a selection looks at (see `merging.selections`).
 
   Args:
-    values: Of a selection.
+    function: Of a selection, `(leaf, state, *arguments) -> arrays`.
     route: The leaf's.
     dtype: Type in which deltas are taken.
-    inputs: The base and one expert.
+    inputs: The base, and the experts that it is about.
     state: State of the transform.
-    model: Place of the expert, `i32[]`.
+    *arguments: What the selection tells the function.
 
   Returns:
-    The values, and the rank.
+    The arrays.
   """
   leaf, _ = _leaf(route, dtype, inputs)
-  return values(leaf, state, model)
+  return function(leaf, state, *arguments)
 
 
 def add_statistics(

@@ -10,7 +10,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from merging import host
 from merging import select
+from merging import selections
+from merging import transform
 
 
 def smallest(
@@ -66,6 +69,49 @@ def largest(
     [True, False, False, False]
   """
   return smallest([jnp.uint32(2**31 - 1) - row for row in rows], number)
+
+
+def in_rows(
+  leaf: transform.Leaf, selected: Sequence[tuple[jax.Array]] | None = None
+) -> list[jax.Array]:
+  """Returns the place of each entry among the magnitudes of its row, from 0.
+
+  Rows are those of a matrix `[out, in]`; any other leaf is one row.
+
+  Args:
+    leaf: The leaf, or some rows of it, with the deltas of all experts.
+    selected: What a host found (see `SELECTION`).
+
+  Returns:
+    `u32[rows, width]` for each expert.
+  """
+  if selected is None:
+    return [places(row).astype(jnp.uint32) for row in magnitudes(leaf)]
+  return [as_rows(place) for (place,) in selected]
+
+
+def magnitudes(leaf: transform.Leaf) -> list[jax.Array]:
+  """Returns the magnitudes of all experts in rows, `[rows, width]` each."""
+  return [jnp.abs(as_rows(delta)) for delta in leaf.deltas]
+
+
+def as_rows(x: jax.Array) -> jax.Array:
+  """Returns a matrix as it is, and all else as one row.
+
+  Examples:
+    >>> as_rows(jnp.zeros(3)).shape
+    (1, 3)
+  """
+  return x if x.ndim == 2 else x.reshape(1, x.size)
+
+
+def _looked_at(leaf, state, model):
+  (row,) = magnitudes(leaf)
+  return row.astype(jnp.float32)
+
+
+# What a host finds for `in_rows`, which a processor sorts many times faster.
+SELECTION = selections.Choice(_looked_at, host.places, by_row=True)
 
 
 def places(x: jax.Array) -> jax.Array:

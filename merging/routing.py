@@ -183,8 +183,11 @@ def by_label(
     group = names.index(label_of(spec))
     return group, inner[group].route(spec)
 
-  def entrywise(spec):
-    return inner[names.index(label_of(spec))].entrywise(spec)
+  def own(spec):
+    return inner[names.index(label_of(spec))]
+
+  def selection(spec):
+    return transform.selection_within(own(spec).selection(spec), _look)
 
   observers = tuple(
     transform.Observer(
@@ -200,7 +203,9 @@ def by_label(
     update=transform.bind(_update_group, tuple(each.update for each in inner)),
     route=route,
     extra=transform.union(each.extra for each in inner),
-    entrywise=entrywise,
+    entrywise=lambda spec: own(spec).entrywise(spec),
+    rowwise=lambda spec: own(spec).rowwise(spec),
+    selection=selection,
     sources=transform.union(each.sources for each in inner),
   )
 
@@ -215,6 +220,11 @@ def _update_group(updates, leaf, state, **extra):
   group, inner = _in_group(leaf, state)
   out = updates[group](inner, state.states[group], **extra)
   return out._replace(index=leaf.index, route=leaf.route)
+
+
+def _look(function, leaf, state, *arguments):
+  group, inner = _in_group(leaf, state)
+  return function(inner, state.states[group], *arguments)
 
 
 def _observe_group(observed, observe, leaf, state, **extra):

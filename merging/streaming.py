@@ -220,7 +220,7 @@ class _Work:
         results = self._results(executor, stage, function, check, jobs)
         state = drivers.gather(observer, results, state)
         check = False
-      function = functools.partial(self._update, state, None)
+      function = functools.partial(self._update, state)
       deque(self._results(executor, 'merge', function, check, mine), maxlen=0)
 
   def _observe(self, place, observer, state, job, inputs):
@@ -235,11 +235,9 @@ class _Work:
       )
     return jax.block_until_ready(statistic)
 
-  def _update(self, state, selected, job, inputs):
+  def _update(self, state, job, inputs):
     run = self._run
     spec = run.floating[job.place]
-    if selected is not None:
-      inputs = inputs._replace(extra={**inputs.extra, 'selected': selected})
     compiled = run.compiled(job)
     if compiled:
       value = compiled[-1](inputs, state)
@@ -303,57 +301,64 @@ class _Work:
     """Reads a leaf or a piece of one, and calls a function of it."""
     with self._buffers.lease() as lease:
       inputs = self._read(job, lease, check, models)
-      # Of threads that need the same new program, one compiles it.
-      key = stage, self._run.routes[job.place], inputs.row[0].shape
-      if key in self._compiled:
-        return function(job, inputs)
-      with self._compiling:
-        result = function(job, inputs)
-      self._compiled.add(key)
-      return result
+      return self._call(stage, function, job, inputs)
+
+  def _call(self, stage, function, job, inputs):
+    """Calls it; of threads that need the same new program, one compiles it."""
+    key = stage, self._run.routes[job.place], inputs.row[0].shape
+    if key in self._compiled:
+      return function(job, inputs)
+    with self._compiling:
+      result = function(job, inputs)
+    self._compiled.add(key)
+    return result
 
   def _select(self, stage, job, check):
-    """Merges a leaf in pieces, after selecting from all of it."""
+    """Merges a leaf in pieces, after a look at all of it."""
     run = self._run
-    route, values_of = run.routes[job.place], job.selection.values
-    pieces = [
-      job._replace(start=start, size=min(self._piece, job.size - start))
-      for start in range(0, job.size, self._piece)
-    ]
-
-    def gather(model, piece, inputs):
-      found, rank = programs.select_values(
-        values_of, route, run.dtype, inputs, run.state, np.int32(model)
-      )
-      if entries:
-        end = piece.start + piece.size
-        values[piece.start : end] = np.asarray(found)[: piece.size]
-        found = ()
-      return np.asarray(found), np.asarray(rank)
-
-    entries = job.selection.entries
-    columns = []
+    pieces = run.pieces(job, self._piece)
+    update = functools.partial(self._update, run.state)
+    seen = set()
     with self._buffers.lease() as lease:
-      room = job.size if entries else 0
-      values = lease.take(room, np.dtype(np.uint32))
-      for model in range(len(run.models)):
-        function = functools.partial(gather, model)
-        sums, ranks = zip(
-          *(
-            self._one('select', function, piece, check, (model,))
-            for piece in pieces
-          ),
-          strict=True,
-        )
-        seen = values if entries else np.stack(sums)
-        columns.append(job.selection.find(seen, ranks[0]))
-    selected = tuple(
-      np.array(each, np.float32 if isinstance(each[0], float) else np.uint32)
-      for each in zip(*columns, strict=True)
-    )
-    update = functools.partial(self._update, run.state, selected)
-    for piece in pieces:
-      self._one(stage, update, piece, False)
+      held = {}
+      if run.held(job):
+        held = {each: self._read(each, lease, check) for each in pieces}
+
+      def visit(check, model=None):
+        for piece in pieces:
+          if piece in held:
+            yield piece, held[piece]
+            continue
+          with self._buffers.lease() as own:
+            models = None if model is None else (model,)
+            yield piece, self._read(piece, own, check, models)
+
+      def look(model=None):
+        first = model not in seen
+        seen.add(model)
+        for piece, inputs in visit(check and first, model):
+          yield _entries(piece), functools.partial(self._look, piece, inputs)
+
+      given = job.selection.survey(look, job.size, len(run.models), lease.take)
+      for piece, inputs in visit(False):
+        selected = given(_entries(piece), inputs.row[0].shape)
+        extra = {**inputs.extra, 'selected': selected}
+        self._call(stage, update, piece, inputs._replace(extra=extra))
+
+  def _look(self, job, inputs, function, *arguments, model=None):
+    """Runs a function of a selection on a piece, of all experts or of one."""
+    run = self._run
+    if model is not None and len(inputs.row) > 2:  # All experts were read.
+      inputs = inputs._replace(row=(inputs.row[0], inputs.row[1 + model]))
+
+    def call(job, inputs):
+      route = run.routes[job.place]
+      found = programs.look(
+        function, route, run.dtype, inputs, run.state, *arguments
+      )
+      return jax.tree.map(np.asarray, found)
+
+    return self._call(function, call, job, inputs)
 
   def _bytes(self, job):
     """What is read for a job."""
@@ -371,8 +376,8 @@ class _Work:
     """Reads the rows of a job, of all experts or of some."""
     run = self._run
     spec = run.floating[job.place]
-    size = run.padded(job)
-    shape = spec.shape if job.whole else (size,)
+    shape = run.shape(job)
+    size = math.prod(shape)
 
     def fetch(name, source):
       buffer = lease.take(size, source.specs[spec.path].dtype)
@@ -424,6 +429,11 @@ class _Work:
             )
         out = run.out_type(run.specs[path])
         self._sink.write(path, start, first.astype(out, copy=False))
+
+
+def _entries(job):
+  """Where the entries of a job are in the leaf."""
+  return slice(job.start, job.start + job.size)
 
 
 def _read_part(source, path, start, count):

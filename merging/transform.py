@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from merging import selections
+
 Models = tuple[str, ...]
 State = Any
 Statistic = Any
@@ -79,31 +81,8 @@ class Observer(NamedTuple):
   finish: Callable[[Statistic, State], State]
 
 
-class Selection(NamedTuple):
-  """What of a leaf a host finds out before the leaf comes in pieces.
-
-  A driver that reads from disk goes through the pieces of a leaf, for one
-  expert after the other, hands what `values` returns to `find`, and passes the
-  numbers on to `update` as `selected`. So little memory serves a leaf of any
-  size, and a processor partitions numbers many times faster than a program of
-  XLA does.
-
-  Attributes:
-    values: `(leaf with one delta, state, model) -> (values, rank)`, where
-      `model` is the place of the expert, `i32[]`, and `rank` is what `find`
-      needs besides. The values are `u32[size]`, one for each entry; or else
-      sums over the entries, `f32[k]`, of which `find` gets those of all pieces.
-    find: `(values, rank) -> numbers`, for one expert, on NumPy arrays.
-    entries: Whether they are.
-  """
-
-  values: Callable[..., tuple[jax.Array, Any]]
-  find: Callable[[np.ndarray, np.ndarray], tuple[int | float, ...]]
-  entries: bool = True
-
-
-def _no_selection(spec: LeafSpec) -> None:
-  """All is done in `update`."""
+def no_selection(spec: LeafSpec) -> None:
+  """All is done in `update`, `MergeTransform.selection` by default."""
 
 
 def _no_route(spec: LeafSpec) -> None:
@@ -121,7 +100,11 @@ def always(spec: LeafSpec) -> bool:
 
 
 # For `_replace` of a transform around another that needs whole leaves.
-WHOLE: dict[str, Any] = {'entrywise': never, 'selection': _no_selection}
+WHOLE: dict[str, Any] = {
+  'entrywise': never,
+  'rowwise': never,
+  'selection': no_selection,
+}
 
 
 class MergeTransform(NamedTuple):
@@ -147,9 +130,12 @@ class MergeTransform(NamedTuple):
       of the result depends on the same entry of the models and on the state
       alone, and statistics of the pieces add up exactly. A model larger than
       memory is then merged in little memory, whatever its largest leaf.
-    selection: `spec -> Selection | None`: how `update` can be given, as
-      `selected`, a tuple of the numbers that `find` returns, `[models]` each.
-      The result is the same without, but for the rounding of sums.
+    rowwise: `spec -> bool`, whether a matrix may come in pieces of whole rows:
+      each row of the result depends on the same row of the models alone.
+    selection: `spec -> Selection | None`: what can be found out of the leaf
+      before it comes in pieces, and be given to `update` as `selected` (see
+      `merging.selections`). The result is the same without, but for the
+      rounding of sums.
     sources: Factories whose docstrings hold the references to cite.
   """
 
@@ -159,7 +145,8 @@ class MergeTransform(NamedTuple):
   route: Callable[[LeafSpec], Hashable] = _no_route
   extra: tuple[str, ...] = ()
   entrywise: Callable[[LeafSpec], bool] = never
-  selection: Callable[[LeafSpec], Selection | None] = _no_selection
+  rowwise: Callable[[LeafSpec], bool] = never
+  selection: Callable[[LeafSpec], selections.Selection | None] = no_selection
   sources: tuple[Callable[..., 'MergeTransform'], ...] = ()
 
 
@@ -363,6 +350,9 @@ def chain(*transforms: MergeTransform) -> MergeTransform:
     route=lambda spec: tuple(each.route(spec) for each in transforms),
     extra=union(each.extra for each in transforms),
     entrywise=lambda spec: all(each.entrywise(spec) for each in transforms),
+    rowwise=lambda spec: all(
+      each.rowwise(spec) or each.entrywise(spec) for each in transforms
+    ),
     selection=lambda spec: _first_selection(transforms, spec),
     sources=union(each.sources for each in transforms),
   )
@@ -378,11 +368,27 @@ def _first_selection(transforms, spec):
     each.entrywise(spec) and each.selection(spec) is None for each in others
   ):
     return None
-  return found._replace(values=bind(_values_of_first, found.values))
+  return selection_within(found, _of_first)
 
 
-def _values_of_first(values, leaf, state, model):
-  return values(leaf._replace(route=leaf.route[0]), state[0], model)
+def selection_within(
+  found: selections.Selection | None, call: Callable[..., Any]
+) -> selections.Selection | None:
+  """Returns a selection of the leaf and state that are part of others.
+
+  Args:
+    found: The selection of a transform within another.
+    call: `(function, leaf, state, *arguments)`, which calls the function, one
+      of that selection, as the other transform calls the inner one's `update`.
+
+  Returns:
+    The selection of the other.
+  """
+  return found and found.within(functools.partial(bind, call))
+
+
+def _of_first(function, leaf, state, *arguments):
+  return function(leaf._replace(route=leaf.route[0]), state[0], *arguments)
 
 
 def _update_chain(updates, leaf, state, **extra):

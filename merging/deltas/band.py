@@ -14,6 +14,7 @@ from merging import patterns
 from merging import ranks
 from merging import references
 from merging import select
+from merging import selections
 from merging import transform
 
 
@@ -78,9 +79,15 @@ def keep_band(
     low = select.kept(drop_low, sizes)
     return _State(low, select.kept(drop_high, sizes))
 
-  found = transform.Selection(_values, _find) if scope == 'tensor' else None
+  found = ranks.SELECTION
+  if scope == 'tensor':
+    found = selections.Numbers(_values, _find)
   return transform.MergeTransform(
-    init, (), transform.bind(_keep, scope), selection=lambda spec: found
+    init,
+    (),
+    transform.bind(_keep, scope),
+    rowwise=lambda spec: scope == 'row',
+    selection=lambda spec: found,
   )
 
 
@@ -117,8 +124,8 @@ def _keep_selected(leaf, selected):
   start = jnp.asarray(leaf.start, jnp.uint32) + 1
   places = start + jnp.arange(leaf.base.size, dtype=jnp.uint32)
   deltas = []
-  for delta, low, low_place, end, end_place in zip(
-    leaf.deltas, *selected, strict=True
+  for delta, (low, low_place, end, end_place) in zip(
+    leaf.deltas, selected, strict=True
   ):
     bits = select.magnitude_bits(delta)
     dropped = (bits < low) | ((bits == low) & (places <= low_place))
@@ -129,16 +136,14 @@ def _keep_selected(leaf, selected):
 
 
 def _keep(scope, leaf, state, selected=None, **extra):
-  if selected is not None:
+  if selected is not None and scope == 'tensor':
     return _keep_selected(leaf, selected)
   low, high = _ends(leaf, state)
   size = _row_size(scope, leaf.base.shape)
   end = jnp.maximum(np.uint32(size) - high, low)
   if scope == 'row':
     masks = [
-      (place >= low.astype(jnp.int32)) & (place < end.astype(jnp.int32))
-      for delta in leaf.deltas
-      for place in (ranks.places(jnp.abs(delta).reshape(-1, size)),)
+      (place >= low) & (place < end) for place in ranks.in_rows(leaf, selected)
     ]
   else:
     rows = [select.magnitude_bits(delta) for delta in leaf.deltas]

@@ -1,6 +1,9 @@
 """Dropping changes at random."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
+import dataclasses
+from typing import Any
 from typing import Literal
 from typing import NamedTuple
 
@@ -12,6 +15,7 @@ from merging import checks
 from merging import draws
 from merging import patterns
 from merging import references
+from merging import selections
 from merging import transform
 
 RESCALES = ('expectation', 'l1', 'l2', 'linf', 'none')
@@ -84,83 +88,126 @@ def drop_and_rescale(
     return _State(rate, draws.seeds(key, specs, models))
 
   by_place = draws.by_place(key)
-  found = transform.Selection(
-    transform.bind(_sizes, rescale),
-    transform.bind(_find_factor, rescale),
-    entries=False,
-  )
   of_entries = rescale in ('expectation', 'none')
+  found = None
+  if by_place and not of_entries:
+    found = choice(rescale, _mask, np.asarray)
   return transform.MergeTransform(
     init,
     (),
     transform.bind(_drop, rescale),
     entrywise=lambda spec: by_place and of_entries,
-    selection=lambda spec: found if by_place and not of_entries else None,
+    selection=lambda spec: found,
   )
 
 
-def drop(
-  caller: str,
-  leaf: transform.Leaf,
-  seeds: draws.Seeds,
-  keep_rates: Sequence[jax.Array],
+def _drop(rescale, leaf, state, selected=None, **extra):
+  if selected is not None:
+    return scale_kept(leaf, selected)
+  keeps = _drawn(leaf, state, state.seeds)
+  rates = [_keep_rate(state)] * len(keeps)
+  return keep(rescale, leaf, keeps, rates)
+
+
+def _keep_rate(state):
+  return 1 - jnp.asarray(state.rate, jnp.float32)
+
+
+def _drawn(leaf, state, seeds):
+  drawn = draws.uniforms('drop_and_rescale', leaf, seeds)
+  return [number < _keep_rate(state) for number in drawn]
+
+
+def _mask(leaf, state, model):
+  seeds = draws.of_model(state.seeds, model)
+  return _drawn(leaf, state, seeds)[0]
+
+
+def keep(
   rescale: str,
+  leaf: transform.Leaf,
+  keeps: Sequence[jax.Array],
+  rates: Sequence[jax.Array],
 ) -> transform.Leaf:
-  """Drops entries of a leaf at random, and scales up those that are left.
+  """Zeroes what is not kept, and scales up the rest.
 
   Args:
-    caller: Name for error messages.
-    leaf: The leaf, with the deltas of all experts.
-    seeds: What is drawn from.
-    keep_rates: For each expert, the probability of keeping an entry, `f32[]` or
-      `f32[*shape]`.
     rescale: See `drop_and_rescale`.
+    leaf: The leaf, with the deltas of all experts.
+    keeps: Which entries to keep, `bool[*shape]` for each expert.
+    rates: With which probability they are kept, `f32[]` or `f32[*shape]`.
 
   Returns:
     The leaf with fewer changes.
   """
-  drawn = draws.uniforms(caller, leaf, seeds)
   deltas = []
-  for delta, number, rate in zip(leaf.deltas, drawn, keep_rates, strict=True):
-    kept = jnp.where(number < rate, delta, jnp.zeros_like(delta))
+  for delta, mask, rate in zip(leaf.deltas, keeps, rates, strict=True):
+    kept = jnp.where(mask, delta, jnp.zeros_like(delta))
     factor = _factor(rescale, rate, delta, kept)
     deltas.append(kept if factor is None else factor * kept)
   return leaf._replace(deltas=tuple(deltas))
 
 
-def _drop(rescale, leaf, state, selected=None, **extra):
-  if selected is None:
-    return _dropped(rescale, leaf, state)
-  dropped = _dropped('none', leaf, state)
-  (factors,) = selected
-  deltas = (
-    factor.astype(delta.dtype) * delta
-    for factor, delta in zip(factors, dropped.deltas, strict=True)
+def scale_kept(
+  leaf: transform.Leaf, selected: Sequence[tuple[jax.Array, ...]]
+) -> transform.Leaf:
+  """Does the same with what a host chose.
+
+  Args:
+    leaf: The leaf, or a piece of it.
+    selected: What is given for a `choice`.
+
+  Returns:
+    The leaf with fewer changes.
+  """
+  deltas = []
+  for delta, (mask, *numbers) in zip(leaf.deltas, selected, strict=True):
+    kept = jnp.where(mask, delta, jnp.zeros_like(delta))
+    for (factor,) in numbers:
+      kept = factor.astype(delta.dtype) * kept
+    deltas.append(kept)
+  return leaf._replace(deltas=tuple(deltas))
+
+
+def choice(
+  rescale: str,
+  values: Callable[..., Any],
+  choose: Callable[[Any], np.ndarray],
+  *,
+  by_row: bool = False,
+) -> selections.Choice:
+  """A choice of entries to keep, and of factors that restore a norm.
+
+  Args:
+    rescale: See `drop_and_rescale`; not `'expectation'`.
+    values: See `selections.Choice`.
+    choose: See there.
+    by_row: See there.
+
+  Returns:
+    The choice, from which `scale_kept` makes the leaf.
+  """
+  made = selections.Choice(values, choose, by_row)
+  if rescale == 'none':
+    return made
+  return dataclasses.replace(
+    made,
+    sizes=transform.bind(_sizes, rescale),
+    finish=transform.bind(_find_factor, rescale),
   )
-  return dropped._replace(deltas=tuple(deltas))
 
 
-def _dropped(rescale, leaf, state):
-  rate = 1 - jnp.asarray(state.rate, jnp.float32)
-  rates = [rate] * len(leaf.deltas)
-  return drop('drop_and_rescale', leaf, state.seeds, rates, rescale)
+def _sizes(rescale, leaf, state, model, mask):
+  """How large an expert's piece is before and after."""
+  (delta,) = leaf.deltas
+  kept = jnp.where(mask.reshape(delta.shape), delta, jnp.zeros_like(delta))
+  return jnp.stack([_size(rescale, delta), _size(rescale, kept)])
 
 
-def _sizes(rescale, leaf, state, model):
-  """How large an expert's leaf is before and after, or a piece of it."""
-  models = jnp.asarray(state.seeds.models)[model][None]
-  state = state._replace(seeds=state.seeds._replace(models=models))
-  dropped = _dropped('none', leaf, state)
-  sizes = [_size(rescale, x) for x in (*leaf.deltas, *dropped.deltas)]
-  return jnp.stack(sizes), np.int32(0)
-
-
-def _find_factor(rescale, sizes, rank):
+def _find_factor(rescale, sizes):
   """Finds what restores the norm of an expert's leaf, from that of pieces."""
-  if rescale == 'linf':
-    before, after = sizes.max(axis=0)
-  else:
-    before, after = sizes.sum(axis=0, dtype=np.float64)
+  sizes = sizes.astype(np.float64)
+  before, after = sizes.max(axis=0) if rescale == 'linf' else sizes.sum(axis=0)
   if rescale == 'l2':
     before, after = np.sqrt([before, after])
   return (float(before / after) if after > 0 else 1.0,)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from merging import draws
+from merging import host
 from merging import patterns
 from merging import ranks
 from merging import references
@@ -92,22 +93,69 @@ def magprune(
   def init(specs, models):
     return _State(density, window, draws.seeds(key, specs, models))
 
-  return transform.MergeTransform(init, (), transform.bind(_prune, rescale))
+  found = ranks.SELECTION
+  if rescale != 'expectation':
+    found = drop.choice(rescale, _drawn, _above, by_row=True)
+  by_place = draws.by_place(key)
+  return transform.MergeTransform(
+    init,
+    (),
+    transform.bind(_prune, rescale),
+    rowwise=lambda spec: by_place and rescale in ('expectation', 'none'),
+    selection=lambda spec: found if by_place else None,
+  )
 
 
-def _prune(rescale, leaf, state, **extra):
-  density = jnp.asarray(state.density, jnp.float32)
-  window = jnp.asarray(state.window, jnp.float32)
-
-  def keep_rate(delta):
-    rows = jnp.abs(delta).reshape(
-      delta.shape if delta.ndim == 2 else (1, delta.size)
-    )
-    last = rows.shape[1] - 1
-    place = ranks.places(rows).astype(jnp.float32)
-    middle = 0.5 if last == 0 else place / last
+def _prune(rescale, leaf, state, selected=None, **extra):
+  if selected is not None and rescale != 'expectation':
+    return drop.scale_kept(leaf, selected)
+  density, window = _numbers(state)
+  keeps, rates = [], []
+  for place, least in zip(
+    ranks.in_rows(leaf, selected), _least(leaf, state), strict=True
+  ):
+    last = place.shape[1] - 1
+    middle = place.astype(jnp.float32) / last if last else jnp.float32(0.5)
     rate = jnp.clip(density + window * (middle - 0.5), 0, 1)
-    return jnp.broadcast_to(rate, rows.shape).reshape(delta.shape)
+    rates.append(jnp.broadcast_to(rate, place.shape).reshape(leaf.base.shape))
+    keeps.append((place >= least).reshape(leaf.base.shape))
+  return drop.keep(rescale, leaf, keeps, rates)
 
-  rates = [keep_rate(delta) for delta in leaf.deltas]
-  return drop.drop('magprune', leaf, state.seeds, rates, rescale)
+
+def _numbers(state):
+  return (
+    jnp.asarray(state.density, jnp.float32),
+    jnp.asarray(state.window, jnp.float32),
+  )
+
+
+def _least(leaf, state):
+  """Draws the smallest place that an entry is kept at, `u32[rows, width]`.
+
+  A number `u` keeps places with `u < density + window (r / last - 1/2)`: those
+  beyond `last ((u - density) / window + 1/2)`.
+  """
+  density, window = _numbers(state)
+  found = []
+  for numbers in draws.uniforms('magprune', leaf, state.seeds):
+    drawn = ranks.as_rows(numbers)
+    width = drawn.shape[1]
+    flat = (window <= 0) | (width == 1)
+    # A factor, not a divisor: see `drop`.
+    inverse = 1 / jnp.where(flat, 1, window)
+    beyond = (width - 1) * ((drawn - density) * inverse + 0.5)
+    same = jnp.where(drawn < density, 0, width)
+    place = jnp.where(flat, same, jnp.floor(beyond) + 1)
+    found.append(jnp.clip(place, 0, width).astype(jnp.uint32))
+  return found
+
+
+def _drawn(leaf, state, model):
+  (row,) = ranks.magnitudes(leaf)
+  state = state._replace(seeds=draws.of_model(state.seeds, model))
+  (least,) = _least(leaf, state)
+  return row.astype(jnp.float32), least
+
+
+def _above(drawn):
+  return host.above(*drawn)

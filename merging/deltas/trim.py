@@ -13,6 +13,7 @@ from merging import host
 from merging import patterns
 from merging import references
 from merging import select
+from merging import selections
 from merging import transform
 
 
@@ -95,7 +96,7 @@ def trim(
     return _State(rank[:, 0], earlier=earlier)
 
   if scope == 'tensor':
-    found = transform.Selection(_values, transform.bind(_find, ties))
+    found = selections.Numbers(_values, transform.bind(_find, ties))
     return transform.MergeTransform(
       init,
       (),
@@ -172,7 +173,7 @@ def _find(ties, bits, rank):
 def _update_tensor(ties, leaf, state, selected=None, **extra):
   bits = _bits(leaf)
   if selected is not None:
-    return _keep_up_to(ties, leaf, bits, *selected)
+    return _keep_up_to(ties, leaf, bits, *zip(*selected, strict=True))
   rank = select.saturate(jnp.asarray(state.rank)[:, leaf.index])
   thresholds = select.kth_smallest(bits, rank)
   kept = bits[0].size + 1 - rank

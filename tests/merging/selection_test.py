@@ -2,6 +2,7 @@
 
 import hypothesis
 from hypothesis import strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from merging import streams
 from tests.merging import drive
 
 SIZE = 36  # Few shapes: each compiles.
+KEY = jax.random.key(7)
 
 
 def leaves(kind, seed):
@@ -126,8 +128,115 @@ def test_a_leaf_selected_from_comes_in_pieces():
   )
   [job] = run.jobs(10)
   assert job.selection is not None
-  [job] = run.jobs(SIZE)  # One piece: the device does it.
-  assert job.selection is None
+  sizes = [(each.start, each.size) for each in run.pieces(job, 10)]
+  assert sizes == [(0, 10), (10, 10), (20, 10), (30, 6)]
+
+
+def prunes(rescale, window=0.3):
+  return merging.chain(
+    merging.magprune(0.5, window, key=KEY, rescale=rescale), merging.total()
+  )
+
+
+def drops(rescale):
+  return merging.chain(
+    merging.drop_and_rescale(0.4, key=KEY, rescale=rescale), merging.total()
+  )
+
+
+@hypothesis.given(
+  st.sampled_from(['generic', 'ties', 'constant', 'zero', 'tiny']),
+  st.integers(0, 2**32 - 1),
+)
+@hypothesis.settings(max_examples=15)
+@pytest.mark.parametrize(
+  'transform',
+  [
+    prunes('expectation'),
+    prunes('none'),
+    prunes('none', window=0.0),
+    merging.chain(merging.keep_band(0.3, 0.2, scope='row'), merging.total()),
+    merging.on_matrices(prunes('none'), layout='out_in'),
+  ],
+  ids=['expectation', 'none', 'flat', 'band of rows', 'matrices'],
+)
+def test_rows(transform, kind, seed):
+  assert_selected(transform, *leaves(kind, seed))
+
+
+@pytest.mark.parametrize('kind', ['generic', 'ties', 'zero'])
+@pytest.mark.parametrize('rescale', ['l1', 'l2', 'linf'])
+@pytest.mark.parametrize('make', [prunes, drops])
+def test_norms(make, rescale, kind):
+  base, experts = leaves(kind, 5)
+  transform = make(rescale)
+  assert selecting(transform)
+  wanted = merging.merge(transform, base, experts)['w']
+  for piece in (10, 18):
+    found = drive.stream(transform, base, experts, piece=piece)['w']
+    # The same entries are left, and the sums are rounded otherwise.
+    np.testing.assert_array_equal(found == 0, wanted == 0)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_rows_that_are_turned_stay_whole():
+  kernels = merging.on_matrices(prunes('none'), layout='in_out')
+  assert not selecting(kernels)
+  assert_matches(kernels, *leaves('generic', 0))
+
+
+@pytest.mark.parametrize('shape', [(30,), (3, 2, 5)])
+def test_other_leaves_are_one_row(shape):
+  rng = np.random.default_rng(0)
+  base = {'w': np.zeros(shape, np.float32)}
+  experts = {
+    name: {'w': rng.normal(size=shape).astype(np.float32)} for name in 'xy'
+  }
+  assert_matches(prunes('none'), base, experts)
+
+
+def test_pieces_are_of_whole_rows():
+  base, experts = leaves('generic', 0)
+  run = outline.Outline(
+    prunes('none'),
+    streams.InMemory(base),
+    {name: streams.InMemory(each) for name, each in experts.items()},
+    jnp.float32,
+    None,
+    {},
+    piece=20,
+  )
+  jobs = run.jobs(20)
+  assert [(job.start, job.size) for job in jobs] == [(0, 18), (18, 18)]
+  assert {run.shape(job) for job in jobs} == {(2, 9)}
+  # A row that is longer than a piece is one.
+  assert [job.size for job in run.jobs(5)] == [9] * 4
+
+
+@hypothesis.given(st.data())
+@hypothesis.settings(max_examples=40)
+def test_a_host_orders_rows_as_a_stable_sort(data):
+  rows, width = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 6))
+  values = data.draw(
+    st.lists(st.integers(0, 3), min_size=rows * width, max_size=rows * width)
+  )
+  magnitudes = np.array(values, np.float32).reshape(rows, width) / 4
+  least = np.array(
+    data.draw(
+      st.lists(
+        st.integers(0, width), min_size=rows * width, max_size=rows * width
+      )
+    ),
+    np.uint32,
+  ).reshape(rows, width)
+  place = np.empty((rows, width), int)
+  for row, own in enumerate(magnitudes):
+    order = sorted(range(width), key=lambda at: own[at])
+    place[row, order] = np.arange(width)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(host, '_ROWS', data.draw(st.sampled_from([1, 8, 100])))
+    np.testing.assert_array_equal(host.places(magnitudes), place)
+    np.testing.assert_array_equal(host.above(magnitudes, least), place >= least)
 
 
 @hypothesis.given(

@@ -76,9 +76,10 @@ def assert_same(found, wanted):
     merging.ties(0.3, ties='index'),
     merging.ties(0.3, scope='tensor', ties='index'),
     merging.dare(0.5, merging.average(), key=jax.random.key(1)),
-    merging.model_stock(),
+    merging.della(key=jax.random.key(1), layout='out_in'),
+    merging.sce(),
   ],
-  ids=['ties', 'ties_index', 'ties_tensor', 'dare', 'model_stock'],
+  ids=['ties', 'ties_index', 'ties_tensor', 'dare', 'della', 'sce'],
 )
 def test_pieces_threads_and_limits_change_no_bit(transform):
   base, experts = fixtures.part(
@@ -314,7 +315,7 @@ def test_a_leaf_that_needs_more_than_allowed_is_refused_before_a_read():
     streaming.MemoryLimitError, match=r"leaf 'w' of shape \(700, 500\) needs \d"
   ):
     merging.merge_stream(
-      merging.model_stock(),
+      merging.sce(),
       base,
       {'x': base, 'y': base},
       collected(base),
@@ -515,7 +516,7 @@ def test_the_plan_bounds_what_a_larger_leaf_needs():
     for each in (small, large)
   ]
   assert peaks[0] < peaks[1] <= 2 * 32 * outline.PIECE
-  whole = merging.plan(merging.model_stock(), large, {'x': large, 'y': large})
+  whole = merging.plan(merging.sce(), large, {'x': large, 'y': large})
   assert whole.peak_bytes > 5 * large.specs['w'].shape[0] * 64 * 4
 
 
