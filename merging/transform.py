@@ -296,6 +296,54 @@ def _combine_deltas(function, leaf, *parameters):
   return leaf._replace(deltas=(function(leaf.deltas, *parameters),))
 
 
+def from_sums(
+  init: Callable[[Specs, Models], State],
+  stages: tuple[Callable[..., jax.Array], ...],
+  update: Callable[..., Leaf],
+) -> MergeTransform:
+  """A transform whose update needs, of other entries, nothing but sums.
+
+  Such as norms and inner products. A leaf larger than memory is read once for
+  each stage, and once to be merged.
+
+  Args:
+    init: See `MergeTransform`.
+    stages: `(leaf, state, sums of the stages before) -> sums`, `f32[...]`, over
+      the entries of a leaf, or of a piece of one; defined once, as for
+      `stateless`.
+    update: `(leaf, state, sums of all stages) -> leaf`, entry by entry.
+
+  Returns:
+    The transform.
+
+  Examples:
+    >>> import merging
+    >>> def squares(leaf, state, sums):
+    ...   return jnp.sum(jnp.square(leaf.deltas[0]))
+    >>> def normalise(leaf, state, sums):
+    ...   return leaf._replace(deltas=(leaf.deltas[0] / jnp.sqrt(sums[0]),))
+    >>> transform = from_sums(lambda specs, models: (), (squares,), normalise)
+    >>> base, expert = {'w': jnp.zeros(2)}, {'w': jnp.array([3.0, 4.0])}
+    >>> merging.merge(transform, base, {'expert': expert})['w'].tolist()
+    [0.6000000238418579, 0.800000011920929]
+  """
+  found = selections.Sums(stages)
+  return MergeTransform(
+    init=init,
+    observers=(),
+    update=bind(_update_from_sums, stages, update),
+    selection=lambda spec: found,
+  )
+
+
+def _update_from_sums(stages, update, leaf, state, selected=None, **extra):
+  if selected is None:
+    selected = ()
+    for stage in stages:
+      selected = (*selected, stage(leaf, state, selected))
+  return update(leaf, state, selected)
+
+
 def add_deltas(deltas: Sequence[jax.Array]) -> jax.Array:
   """Returns the sum over experts, in their order."""
   return functools.reduce(jnp.add, deltas)

@@ -5,10 +5,11 @@ direction `u_t = x_t / n_t`, either the parameters themselves, base and delta,
 or the deltas. Every merge here is a sum `sum_t c_t x_t`: what differs is how
 the coefficients follow from angles. For parameters, the sum is taken as
 `(sum_t c_t - 1) base + sum_t c_t delta_t`, so that small changes of large
-parameters keep their digits.
+parameters keep their digits. Angles follow from lengths of vectors, and then of
+sums and differences of their directions: stages of `transform.from_sums`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Literal
 from typing import NamedTuple
 
@@ -24,9 +25,30 @@ Of = Literal['parameters', 'deltas']
 _PARALLEL = 1e-6  # Sine of an angle that is no angle in float32.
 
 
-def _norm(x, axis=None):
-  """The length along an axis, which is kept with a size of 1."""
-  return _root(jnp.sum(x * x, axis=axis, keepdims=True))
+def _squares(vectors, axis=None):
+  """Squares of lengths; an axis they are along is kept with a size of 1."""
+  kept = axis is not None
+  return jnp.stack([jnp.sum(x * x, axis, keepdims=kept) for x in vectors])
+
+
+def _lengths(vectors_of, axis, leaf, state, sums):
+  """Squares of the lengths of all vectors, the first stage."""
+  return _squares(vectors_of(leaf, state), axis)
+
+
+def _units(vectors, sums):
+  """Directions, and zeros for what has none."""
+  inverses = _inverse(_root(sums[0]))
+  # Not stacked: XLA then fuses what is done with them into few passes.
+  return [x * inverse for x, inverse in zip(vectors, inverses, strict=True)]
+
+
+def _along(axis, made):
+  """From a transform of whole leaves to one of vectors along an axis."""
+  if axis is None:
+    return made
+  rowwise = transform.always if axis == 1 else transform.never
+  return made._replace(rowwise=rowwise, selection=transform.no_selection)
 
 
 def _root(x):
@@ -75,32 +97,43 @@ class GreatCircle(NamedTuple):
 
 
 def great_circle(
-  caller: str,
-  of: Of,
-  axis: int | None,
-  leaf: transform.Leaf,
-  state: GreatCircle,
-  **extra: object,
-) -> transform.Leaf:
-  """The update of `slerp` and `nuslerp`; all before `leaf` is static.
+  caller: str, of: Of, axis: int | None, init: Callable[..., GreatCircle]
+) -> transform.MergeTransform:
+  """What `slerp` and `nuslerp` are.
 
   Args:
     caller: Name for error messages.
     of: What the vectors are.
     axis: The axis along which they lie, or `None` for the whole leaf.
-    leaf: The leaf.
-    state: The path.
-    **extra: Data of other transforms.
+    init: Makes the state.
 
   Returns:
-    The leaf, with one delta.
+    The transform, which leaves one delta.
   """
+  ends = transform.bind(_ends, caller, of)
+  stages = (
+    transform.bind(_lengths, ends, axis),
+    transform.bind(_chords, ends, axis),
+  )
+  update = transform.bind(_go, caller, of)
+  return _along(axis, transform.from_sums(init, stages, update))
+
+
+def _ends(caller, of, leaf, state):
+  deltas = interpolate.deltas_at(caller, state.where, leaf.deltas)
+  return _vectors(of, leaf.base, deltas)
+
+
+def _chords(ends, axis, leaf, state, sums):
+  """Squares of the lengths of the difference of directions and of their sum."""
+  u, v = _units(ends(leaf, state), sums)
+  return _squares((u - v, u + v), axis)
+
+
+def _go(caller, of, leaf, state, sums):
   start, end = interpolate.deltas_at(caller, state.where, leaf.deltas)
-  a, b = _vectors(of, leaf.base, (start, end))
-  norms = _norm(a, axis), _norm(b, axis)
-  u, v = a * _inverse(norms[0]), b * _inverse(norms[1])
+  norms, (apart, together) = map(_root, sums)
   # Unlike the arc cosine of a product, this is accurate at every angle.
-  apart, together = _norm(u - v, axis), _norm(u + v, axis)
   lost = (norms[0] == 0) | (norms[1] == 0)
   angle = 2 * jnp.arctan2(apart, jnp.where(lost, 1, together))
   t = jnp.asarray(state.t, angle.dtype)
@@ -124,24 +157,48 @@ def great_circle(
 
 
 def normalised_mean(
-  of: Of, leaf: transform.Leaf, weights: jax.Array, **extra: object
-) -> transform.Leaf:
-  """The update of `multislerp`; `of` is static.
+  of: Of, init: Callable[..., jax.Array | np.ndarray]
+) -> transform.MergeTransform:
+  """What `multislerp` is.
 
   Args:
     of: What the vectors are.
-    leaf: The leaf.
-    weights: Weights, `f32[models]`.
-    **extra: Data of other transforms.
+    init: Makes the weights, `f32[models]`.
 
   Returns:
-    The leaf, with one delta.
+    The transform, which leaves one delta.
   """
-  _check_weights('multislerp', leaf, weights)
-  vectors = _vectors(of, leaf.base, leaf.deltas)
-  norms = [_norm(x) for x in vectors]
-  pull = [w * _inverse(n) for w, n in zip(weights, norms, strict=True)]
-  length = _norm(_sum_of(pull, vectors))
+  vectors = transform.bind(_weighted, 'multislerp', of)
+  stages = (
+    transform.bind(_lengths, vectors, None),
+    transform.bind(_pulled, vectors),
+  )
+  return transform.from_sums(init, stages, transform.bind(_mean, of))
+
+
+def _weighted(caller, of, leaf, weights):
+  if len(leaf.deltas) != len(weights):
+    raise ValueError(
+      f'{caller}: {len(leaf.deltas)} deltas of {len(weights)} experts; take '
+      'the mean before the experts are combined'
+    )
+  return _vectors(of, leaf.base, leaf.deltas)
+
+
+def _pull(weights, norms):
+  """Coefficients of vectors in the weighted sum of their directions."""
+  return [w * _inverse(n) for w, n in zip(weights, norms, strict=True)]
+
+
+def _pulled(vectors, leaf, weights, sums):
+  """The square of the length of that sum."""
+  pull = _pull(weights, _root(sums[0]))
+  return _squares([_sum_of(pull, vectors(leaf, weights))])
+
+
+def _mean(of, leaf, weights, sums):
+  norms, (length,) = map(_root, sums)
+  pull = _pull(weights, norms)
   size = _sum_of(weights, norms)
   # Directions that balance out have no mean; the straight one is left.
   balanced = length <= _PARALLEL * jnp.sum(jnp.abs(weights))
@@ -166,9 +223,9 @@ class Karcher(NamedTuple):
 
 
 def karcher_mean(
-  of: Of, max_iter: int, leaf: transform.Leaf, state: Karcher, **extra: object
-) -> transform.Leaf:
-  """The update of `karcher`; all before `leaf` is static.
+  of: Of, max_iter: int, init: Callable[..., Karcher]
+) -> transform.MergeTransform:
+  """What `karcher` is.
 
   All iterates are sums of the directions, so the iteration runs on coefficients
   and one table of inner products, whatever the size of the leaf. The table is
@@ -178,45 +235,75 @@ def karcher_mean(
   Args:
     of: What the vectors are.
     max_iter: Steps at most.
-    leaf: The leaf.
-    state: Weights and tolerance.
-    **extra: Data of other transforms.
+    init: Makes the state.
 
   Returns:
-    The leaf, with one delta.
+    The transform, which leaves one delta.
   """
-  _check_weights('karcher', leaf, state.weights)
-  vectors = _vectors(of, leaf.base, leaf.deltas)
-  norms = jnp.stack([_norm(x).ravel()[0] for x in vectors])
-  inverses = _inverse(norms)
-  # Not stacked: XLA then fuses the products of all pairs into few passes.
-  units = [x * inverse for x, inverse in zip(vectors, inverses, strict=True)]
-  alive = norms > 0
-  first = (jnp.arange(len(norms)) == jnp.argmax(alive)).astype(norms.dtype)
-  length = _norm(transform.add_deltas(units)).ravel()
-  # A sum that nearly cancels is no unit vector once it is made one.
-  reference = jnp.where(
-    length > 0.5, jnp.where(alive, 1 / jnp.maximum(length, 0.5), 0), first
+  vectors = transform.bind(_of_karcher, of)
+  stages = (
+    transform.bind(_lengths, vectors, None),
+    transform.bind(_resultant, vectors, None),
+    transform.bind(_products, vectors),
   )
-  middle = _sum_of(reference, units)
+  return transform.from_sums(
+    init, stages, transform.bind(_go_round, of, max_iter)
+  )
+
+
+def _of_karcher(of, leaf, state):
+  return _weighted('karcher', of, leaf, state.weights)
+
+
+def _resultant(vectors, axis, leaf, state, sums):
+  """The square of the length of the sum of all directions."""
+  units = _units(vectors(leaf, state), sums)
+  return _squares([transform.add_deltas(units)], axis)
+
+
+def _reference(sums):
+  """Coefficients of a unit vector in the midst, in directions."""
+  norms, (length,) = map(_root, sums[:2])
+  alive = norms > 0
+  # A sum that nearly cancels is no unit vector once it is made one.
+  return jnp.where(
+    length > 0.5,
+    jnp.where(alive, 1 / jnp.maximum(length, 0.5), 0),
+    _first(norms),
+  )
+
+
+def _first(norms):
+  """One for the first that has a direction."""
+  return (jnp.arange(len(norms)) == jnp.argmax(norms > 0)).astype(norms.dtype)
+
+
+def _products(vectors, leaf, state, sums):
+  """Inner products of the differences to the reference."""
+  units = _units(vectors(leaf, state), sums)
+  middle = _sum_of(_reference(sums), units)
   apart = [unit - middle for unit in units]
   rows = [[jnp.sum(a * b) for b in apart[: i + 1]] for i, a in enumerate(apart)]
   count = range(len(rows))
-  table = jnp.stack(
+  return jnp.stack(
     [jnp.stack([rows[max(i, j)][min(i, j)] for j in count]) for i in count]
   )
+
+
+def _go_round(of, max_iter, leaf, state, sums):
+  norms, table = _root(sums[0]), sums[2]
   coefficients = _on_sphere(
     max_iter,
     table,
-    jnp.where(alive, state.weights, 0),
-    first,
+    jnp.where(norms > 0, state.weights, 0),
+    _first(norms),
     jnp.asarray(state.tol, norms.dtype),
   )
   # From the reference and differences to it back to directions.
   rest = coefficients[0] - jnp.sum(coefficients[1:])
-  coefficients = rest * reference + coefficients[1:]
+  coefficients = rest * _reference(sums) + coefficients[1:]
   size = jnp.sum(state.weights * norms)
-  return _combine(of, leaf, tuple(size * coefficients * inverses))
+  return _combine(of, leaf, tuple(size * coefficients * _inverse(norms)))
 
 
 def _on_sphere(max_iter, table, weights, first, tol):
@@ -269,42 +356,44 @@ def _on_sphere(max_iter, table, weights, first, tol):
   return jax.lax.fori_loop(0, max_iter, step, start)
 
 
-def model_stock(
-  clip: bool, axis: int | None, deltas: Sequence[jax.Array]
-) -> jax.Array:
-  """The combination of `model_stock`; all before `deltas` is static.
+def toward_mean(
+  clip: bool, axis: int | None, init: Callable[..., tuple[()]]
+) -> transform.MergeTransform:
+  """What `model_stock` is.
 
   Args:
     clip: Whether the ratio stays in [0, 1].
     axis: The axis along which the vectors lie, or `None` for the whole leaf.
-    deltas: Changes, `f32[*shape]` each.
+    init: Makes the state, which is empty.
 
   Returns:
-    The change, `f32[*shape]`.
-
-  Raises:
-    ValueError: There is one delta only.
+    The transform, which leaves one delta.
   """
-  count = len(deltas)
-  if count < 2:
+  stages = (
+    transform.bind(_lengths, _several, axis),
+    transform.bind(_resultant, _several, axis),
+  )
+  update = transform.bind(_toward_mean, clip)
+  return _along(axis, transform.from_sums(init, stages, update))
+
+
+def _several(leaf, state):
+  if len(leaf.deltas) < 2:
     raise ValueError(
       'model_stock: one delta has no angle to another; expected two or more '
       'experts that are not yet combined'
     )
-  norms = [_norm(delta, axis) for delta in deltas]
+  return leaf.deltas
+
+
+def _toward_mean(clip, leaf, state, sums):
+  count = len(leaf.deltas)
   # The square of a sum holds the cosines of all pairs, each twice.
-  square = _norm(_sum_of(map(_inverse, norms), deltas), axis) ** 2
-  present = transform.add_deltas([(n > 0).astype(n.dtype) for n in norms])
+  squares, (square,) = sums
+  present = jnp.sum((squares > 0).astype(square.dtype), axis=0)
   cosine = (square - present) / (count * (count - 1))
   if clip:
     cosine = jnp.clip(cosine, 0, 1)
   ratio = count * cosine * _inverse(1 + (count - 1) * cosine)
-  return ratio * transform.average_deltas(deltas)
-
-
-def _check_weights(caller, leaf, weights):
-  if len(leaf.deltas) != len(weights):
-    raise ValueError(
-      f'{caller}: {len(leaf.deltas)} deltas of {len(weights)} experts; take '
-      'the mean before the experts are combined'
-    )
+  mean = transform.average_deltas(leaf.deltas)
+  return leaf._replace(deltas=(ratio * mean,))

@@ -79,10 +79,7 @@ def model_stock(
     return ()
 
   def along(axis):
-    update = transform.combine_deltas(
-      transform.bind(spherical.model_stock, clip, axis)
-    )
-    return update._replace(init=init)
+    return spherical.toward_mean(clip, axis, init)
 
   return along_axis('model_stock', along, axis, layout)
 

@@ -83,9 +83,7 @@ def slerp(
       )
     return spherical.GreatCircle(where, t, threshold)
 
-  return transform.MergeTransform(
-    init, (), transform.bind(spherical.great_circle, 'slerp', of, None)
-  )
+  return spherical.great_circle('slerp', of, None, init)
 
 
 @references.cited
@@ -154,8 +152,7 @@ def nuslerp(
     return spherical.GreatCircle(where, t, 1.0)
 
   def along(axis):
-    update = transform.bind(spherical.great_circle, 'nuslerp', of, axis)
-    return transform.MergeTransform(init, (), update)
+    return spherical.great_circle('nuslerp', of, axis, init)
 
   return interpolation.along_axis('nuslerp', along, axis, layout)
 
@@ -209,13 +206,11 @@ def multislerp(
     arXiv:2403.13257.
   """
   _check_of('multislerp', of)
-  return transform.MergeTransform(
-    init=lambda specs, models: _weights(
-      'multislerp', weights, models, normalize
-    ),
-    observers=(),
-    update=transform.bind(spherical.normalised_mean, of),
-  )
+
+  def init(specs, models):
+    return _weights('multislerp', weights, models, normalize)
+
+  return spherical.normalised_mean(of, init)
 
 
 @references.cited
@@ -278,13 +273,12 @@ def karcher(
   _check_of('karcher', of)
   if max_iter < 0:
     raise ValueError(f'karcher: max_iter is {max_iter}, expected 0 or more')
-  return transform.MergeTransform(
-    init=lambda specs, models: spherical.Karcher(
-      _weights('karcher', weights, models, normalize=True), tol
-    ),
-    observers=(),
-    update=transform.bind(spherical.karcher_mean, of, max_iter),
-  )
+
+  def init(specs, models):
+    values = _weights('karcher', weights, models, normalize=True)
+    return spherical.Karcher(values, tol)
+
+  return spherical.karcher_mean(of, max_iter, init)
 
 
 def _check_of(caller, of):
