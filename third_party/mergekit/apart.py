@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 
 from merging import transform
@@ -38,6 +39,15 @@ def apart(
       )
   ordered = tuple(steps[name] for name in sorted(steps))
   sources = dict.fromkeys(each for step in ordered for each in step.sources)
+
+  def selection(spec):
+    """That of all steps, if they differ in numbers only."""
+    found, *others = (step.selection(spec) for step in ordered)
+    same = found is not None and all(other == found for other in others)
+    if not same or not found.by_expert:
+      return None
+    return transform.selection_within(found, _look)
+
   return transform.MergeTransform(
     init=lambda specs, models: tuple(
       steps[name].init(specs, (name,)) for name in models
@@ -46,17 +56,31 @@ def apart(
     update=transform.bind(_apart, tuple(step.update for step in ordered)),
     route=lambda spec: tuple(step.route(spec) for step in ordered),
     entrywise=lambda spec: all(step.entrywise(spec) for step in ordered),
+    rowwise=lambda spec: all(
+      step.rowwise(spec) or step.entrywise(spec) for step in ordered
+    ),
+    selection=selection,
     sources=tuple(sources),
   )
 
 
-def _apart(updates, leaf, states, **extra):
-  alone = zip(updates, leaf.deltas, states, leaf.route, strict=True)
-  deltas = [
-    update(leaf._replace(deltas=(delta,), route=route), state, **extra).deltas
-    for update, delta, state, route in alone
-  ]
-  return leaf._replace(deltas=tuple(delta for (delta,) in deltas))
+def _apart(updates, leaf, states, selected=None, **extra):
+  deltas = []
+  for place, (update, delta, state, route) in enumerate(
+    zip(updates, leaf.deltas, states, leaf.route, strict=True)
+  ):
+    if selected is not None:
+      extra['selected'] = selected[place : place + 1]
+    alone = leaf._replace(deltas=(delta,), route=route)
+    deltas += update(alone, state, **extra).deltas
+  return leaf._replace(deltas=tuple(deltas))
+
+
+def _look(function, leaf, states, model, *arguments):
+  """Looks at one delta as the step of its expert does."""
+  state = jax.tree.map(lambda *each: jnp.stack(each)[model], *states)
+  alone = leaf._replace(route=leaf.route[0])
+  return function(alone, state, jnp.int32(0), *arguments)
 
 
 def restoring_sum(

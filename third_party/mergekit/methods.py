@@ -227,9 +227,10 @@ def _dropped(tensor, values):
 
 
 def _pruned(tensor, values):
+  density = values['density']
   return merging.magprune(
-    values['density'],
-    2 * values['epsilon'],
+    density,
+    2 * values['epsilon'] if density < 1 else 0.0,
     key=tensor.key,
     rescale='l1' if tensor.merge['rescale'] else 'none',
   )
@@ -239,8 +240,6 @@ def _sparse(tensor, step, names):
   """Each expert's step, or one for all if they have the same settings."""
 
   def make(values):
-    if values['density'] >= 1:
-      return merging.identity()
     if values['density'] <= 0:
       return merging.scale(0.0)
     return step(tensor, values)
@@ -250,8 +249,11 @@ def _sparse(tensor, step, names):
     for expert, values in tensor.experts.items()
   }
   first, *others = own.values()
+  if all(each['density'] >= 1 for each in own.values()):
+    return merging.identity()
   if all(other == first for other in others):
     return make(first)
+  # One that keeps all is a step like the others, to run the same program.
   return apart.apart({expert: make(values) for expert, values in own.items()})
 
 
