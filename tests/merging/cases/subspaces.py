@@ -222,6 +222,7 @@ MERGES = (
     lambda: merging.knots(merging.ties(0.3, 0.6)),
     lambda taus: knots(taus, lambda reps: oracles.ties(reps, 0.3, 0.6)),
     vary=lambda density: merging.knots(merging.ties(density)),
+    atol=1e-5,  # Of the decomposition, whose last bits are the processor's.
     sharded=1e-6,
     compiled=1e-6,
     kinds=('generic',),
