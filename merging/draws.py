@@ -5,8 +5,8 @@ and the place of the entry, by one block of Threefry: whatever the order of
 leaves and experts, the sharding, the pieces a leaf comes in and the number of
 threads, it is the same. The numbers are those of `jax.random.uniform`. That one
 runs the rounds of Threefry in a loop, through memory; here they are one
-expression, which XLA makes part of the pass over the deltas, and which takes an
-eighth of the time.
+expression, which XLA makes part of the pass over the deltas, and which takes a
+seventh of the time.
 """
 
 from collections.abc import Sequence

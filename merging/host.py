@@ -11,7 +11,7 @@ import numpy as np
 
 NOWHERE = 2**31 - 1  # More than any place in a leaf, or bits of a number.
 _FEW = 1 << 16  # Entries that are simply sorted.
-_ROWS = 1 << 14  # Entries of rows whose keys fit a cache.
+_ROWS = 1 << 15  # Entries of rows that fit a cache, in several copies.
 _SAMPLE = 1 << 13
 
 
@@ -139,13 +139,15 @@ def above(magnitudes: np.ndarray, least: np.ndarray) -> np.ndarray:
     [[False, True, True, False]]
   """
   marked = np.empty(magnitudes.shape, bool)
-  width = magnitudes.shape[1]
-  for part, keys, ordered in _sorted_rows(magnitudes):
-    # That of a place is at least the key of another if its place is.
-    place = np.minimum(least[part], width - 1).astype(np.intp)
-    place += np.arange(0, place.size, width)[:, None]
-    marked[part] = keys >= ordered.ravel().take(place)
-    marked[part] &= least[part] < width
+  for part in _some_rows(magnitudes):
+    keys = _keys(magnitudes[part])
+    count, width = keys.shape
+    ordered = np.empty((count, width + 1), np.uint64)
+    ordered[:, :-1], ordered[:, -1] = keys, 2**64 - 1
+    ordered[:, :-1].sort(axis=1)
+    # An entry is at a place or beyond if its key reaches the one there.
+    place = least[part] + np.arange(0, ordered.size, width + 1)[:, None]
+    np.greater_equal(keys, ordered.ravel().take(place), out=marked[part])
   return marked
 
 
@@ -164,30 +166,27 @@ def places(magnitudes: np.ndarray) -> np.ndarray:
   """
   found = np.empty(magnitudes.shape, np.uint32)
   order = np.arange(magnitudes.shape[1], dtype=np.uint32)
-  for part, _, ordered in _sorted_rows(magnitudes):
-    column = (ordered & np.uint64(2**32 - 1)).astype(np.intp)
-    np.put_along_axis(found[part], column, order[None], axis=1)
+  for part in _some_rows(magnitudes):
+    keys = _keys(magnitudes[part])
+    keys.sort(axis=1)
+    columns = (keys & np.uint64(2**32 - 1)).astype(np.intp)
+    np.put_along_axis(found[part], columns, order[None], axis=1)
   return found
 
 
-def _sorted_rows(magnitudes):
-  """Yields some rows at a time: which, their keys, and these in order.
-
-  A key is the bits of a magnitude, above its place in the row: all of a row
-  differ, so that a sort which need not be stable gives one result.
-  """
-  bits = magnitudes.view(np.uint32)
-  count, width = bits.shape
+def _some_rows(values):
+  """Yields slices of as many rows as a cache holds in several copies."""
+  count, width = values.shape
   step = max(_ROWS // width, 1)
-  order = np.arange(width, dtype=np.uint64)
-  keys = np.empty((step, width), np.uint64)
-  for start in range(0, count, step):
-    part = slice(start, min(start + step, count))
-    own = keys[: part.stop - start]
-    own[...] = bits[part]
-    own <<= np.uint64(32)
-    own |= order
-    yield part, own, np.sort(own, axis=1)
+  return (slice(i, min(i + step, count)) for i in range(0, count, step))
+
+
+def _keys(magnitudes):
+  """Numbers that sort like entries and, where these are equal, their places."""
+  keys = magnitudes.view(np.uint32).astype(np.uint64)
+  keys <<= np.uint64(32)
+  keys |= np.arange(keys.shape[1], dtype=np.uint64)
+  return keys
 
 
 def parts(values: np.ndarray) -> Iterator[np.ndarray]:

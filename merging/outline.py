@@ -21,7 +21,6 @@ from merging import transform as transform_lib
 PIECE = 1 << 20  # Entries: small enough for caches, large enough to dispatch.
 MAX_BYTES = 1 << 29  # By default, if no leaf needs more.
 _LEAST = 1 << 12  # Entries of the smallest piece, with what fills it up.
-_HELD = 1 << 24  # Bytes that are held, rather than read once more.
 _LARGE = 1 << 23  # Bytes of a row whose program is asked what it needs.
 
 
@@ -262,7 +261,7 @@ class Outline:
   def held(self, job: Job) -> bool:
     """Whether all models' leaf is held from a look at it to the merge."""
     read = self.read_bytes(self.floating[job.place], job.size)
-    return job.selection is not None and read <= _HELD
+    return job.selection is not None and read <= job.selection.hold
 
   def jobs(self, piece: int) -> list[Job]:
     """All floating leaves, in pieces where that is allowed."""
@@ -289,9 +288,8 @@ class Outline:
     wide = max(self.dtype.itemsize, spec.dtype.itemsize) > 4
     if found is None or wide or self.transform.observers:
       return None
-    # What a device does alone it does in one program, if that is small.
-    alone = not found.on_host and math.prod(spec.shape) <= piece
-    return None if alone else found
+    small = math.prod(spec.shape) <= min(piece, found.least)
+    return None if small else found
 
   def _row(self, spec, selection):
     """How many entries of a leaf have to stay together."""
@@ -306,9 +304,7 @@ class Outline:
 
   def pieces(self, job: Job, piece: int) -> list[Job]:
     """Takes a job apart."""
-    if job.selection is not None:
-      piece = min(piece, job.selection.piece)
-    step = job.size if job.whole else max(piece // job.row, 1) * job.row
+    step = job.size if job.whole else self._rows(job, piece) * job.row
     end = job.start + job.size
     return [
       job._replace(start=start, size=min(step, end - start))
@@ -330,14 +326,15 @@ class Outline:
     """
     if job.whole or self.transform.observers:
       return job.size
-    piece = self.piece
+    rows, least = job.size // job.row, -(-_LEAST // job.row)
+    filled = max(least, 1 << (rows - 1).bit_length())
+    return max(rows, min(self._rows(job, self.piece), filled)) * job.row
+
+  def _rows(self, job, piece):
+    """How many rows, or entries, a piece has at most."""
     if job.selection is not None:
       piece = min(piece, job.selection.piece)
-    most = max(piece // job.row, 1)
-    least = -(-_LEAST // job.row)
-    rows = job.size // job.row
-    filled = min(most, max(least, 1 << (rows - 1).bit_length()))
-    return max(rows, filled) * job.row
+    return max(piece // job.row, 1)
 
   def limit(self, jobs: Sequence[Job], allowed: int | None) -> int:
     """Bytes that jobs may hold at once.

@@ -66,14 +66,22 @@ class Selection:
 
   Attributes:
     piece: Entries of a piece, at most.
-    on_host: Whether a host does part of it, faster than a program does all.
+    hold: Bytes that are held, at most, rather than read once more.
     by_expert: Whether what is selected is a tuple, of something for each
       expert, that depends on no other expert.
   """
 
-  piece = 1 << 20
-  on_host = True
+  piece = 1 << 19
+  hold = 1 << 26
   by_expert = True
+
+  @property
+  def least(self) -> int:
+    """Entries from which on a leaf is selected from: a host is faster.
+
+    A leaf with fewer, and no more than a piece has, is merged by one program.
+    """
+    return 1 << 16
 
   @property
   def of_leaf(self) -> bool:
@@ -128,6 +136,8 @@ class Numbers(Selection):
   values: Callable[..., tuple[Any, Any]]
   find: Callable[[np.ndarray, np.ndarray], tuple[int, ...]]
 
+  piece = 1 << 20
+
   def within(self, wrap: Wrap) -> 'Numbers':
     """Returns the same for leaves and states that others are made of."""
     return dataclasses.replace(self, values=wrap(self.values))
@@ -180,7 +190,10 @@ class Choice(Selection):
   sizes: Callable[..., Any] | None = None
   finish: Callable[[np.ndarray], tuple[float, ...]] = _none
 
-  piece = 1 << 19
+  @property
+  def least(self) -> int:
+    """Entries from which on a leaf is selected from: a host is faster."""
+    return 1 << 12 if self.by_row else super().least  # Programs sort slowly.
 
   @property
   def of_leaf(self) -> bool:
@@ -244,9 +257,13 @@ class Sums(Selection):
   """
 
   stages: tuple[Callable[..., Any], ...]
-
-  on_host = False
+  hold = 1 << 23
   by_expert = False
+
+  @property
+  def least(self) -> int:
+    """Entries from which on a leaf is selected from: it is too large."""
+    return 1 << 20
 
   def within(self, wrap: Wrap) -> 'Sums':
     """Returns the same for leaves and states that others are made of."""

@@ -320,15 +320,13 @@ class _Work:
     update = functools.partial(self._update, run.state)
     seen = set()
     with self._buffers.lease() as lease:
-      held = {}
+      held = []
       if run.held(job):
-        held = {each: self._read(each, lease, check) for each in pieces}
+        held = [(each, self._read(each, lease, check)) for each in pieces]
 
       def visit(check, model=None):
-        for piece in pieces:
-          if piece in held:
-            yield piece, held[piece]
-            continue
+        yield from held
+        for piece in () if held else pieces:
           with self._buffers.lease() as own:
             models = None if model is None else (model,)
             yield piece, self._read(piece, own, check, models)

@@ -104,7 +104,7 @@ def drop_and_rescale(
 def _drop(rescale, leaf, state, selected=None, **extra):
   if selected is not None:
     return scale_kept(leaf, selected)
-  keeps = _drawn(leaf, state, state.seeds)
+  keeps = _drawn(leaf, state)
   rates = [_keep_rate(state)] * len(keeps)
   return keep(rescale, leaf, keeps, rates)
 
@@ -113,14 +113,15 @@ def _keep_rate(state):
   return 1 - jnp.asarray(state.rate, jnp.float32)
 
 
-def _drawn(leaf, state, seeds):
-  drawn = draws.uniforms('drop_and_rescale', leaf, seeds)
+def _drawn(leaf, state):
+  drawn = draws.uniforms('drop_and_rescale', leaf, state.seeds)
   return [number < _keep_rate(state) for number in drawn]
 
 
 def _mask(leaf, state, model):
-  seeds = draws.of_model(state.seeds, model)
-  return _drawn(leaf, state, seeds)[0]
+  state = state._replace(seeds=draws.of_model(state.seeds, model))
+  (mask,) = _drawn(leaf, state)
+  return mask
 
 
 def keep(

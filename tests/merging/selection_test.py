@@ -130,6 +130,8 @@ def test_a_leaf_selected_from_comes_in_pieces():
   assert job.selection is not None
   sizes = [(each.start, each.size) for each in run.pieces(job, 10)]
   assert sizes == [(0, 10), (10, 10), (20, 10), (30, 6)]
+  [job] = run.jobs(SIZE)  # One piece: a program does it.
+  assert job.selection is None
 
 
 def prunes(rescale, window=0.3):
@@ -177,6 +179,34 @@ def test_norms(make, rescale, kind):
     # The same entries are left, and the sums are rounded otherwise.
     np.testing.assert_array_equal(found == 0, wanted == 0)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'transform',
+  [
+    merging.slerp(0.3, toward='x'),
+    merging.nuslerp({'x': 1, 'y': 2}),
+    merging.nuslerp({'x': 1, 'y': 2}, of='deltas', axis=1, layout='out_in'),
+    merging.multislerp(),
+    merging.karcher(),
+    merging.model_stock(),
+    merging.model_stock(axis=1, layout='out_in'),
+  ],
+  ids=['slerp', 'nuslerp', 'rows', 'multislerp', 'karcher', 'stock', 'filters'],
+)
+def test_norms_and_angles_are_found_in_pieces(transform):
+  base, experts = leaves('generic', 2)
+  base = {'w': base['w'] + 1}
+  source = streams.InMemory(base)
+  models = {name: streams.InMemory(each) for name, each in experts.items()}
+  run = outline.Outline(transform, source, models, jnp.float32, None, {}, 18)
+  assert not any(job.whole for job in run.jobs(18))
+  wanted = merging.merge(transform, base, experts)['w']
+  for options in ({'workers': 1}, {'workers': 3, 'max_bytes': 3000}):
+    found = drive.stream(transform, base, experts, piece=18, **options)['w']
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+  again = drive.stream(transform, base, experts, piece=18)['w']
+  np.testing.assert_array_equal(found, again)
 
 
 def test_rows_that_are_turned_stay_whole():

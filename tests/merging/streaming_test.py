@@ -14,6 +14,7 @@ import pytest
 import merging
 from merging import adapters
 from merging import outline
+from merging import selections
 from merging import streaming
 from merging import streams
 from tests.merging import drive
@@ -453,6 +454,35 @@ def test_what_the_plan_says_is_what_is_read_and_written():
   assert 4 * (sum(base.entries) + sum(expert.entries)) == plan.bytes_read
   assert 4 * sum(sink.entries) == plan.bytes_written
   assert plan.largest == 'a'
+
+
+@pytest.mark.parametrize('held', [0, 1 << 20])
+@pytest.mark.parametrize(
+  'transform',
+  [
+    merging.chain(merging.trim(0.3, scope='tensor'), merging.mean()),
+    merging.chain(
+      merging.drop_and_rescale(0.5, key=jax.random.key(0), rescale='l1'),
+      merging.mean(),
+    ),
+    merging.della(key=jax.random.key(0), layout='out_in'),
+    merging.model_stock(),
+  ],
+  ids=['numbers', 'factors', 'rows', 'sums'],
+)
+def test_the_plan_counts_what_is_read_to_select(transform, held, monkeypatch):
+  for kind in (selections.Selection, selections.Sums):
+    monkeypatch.setattr(kind, 'hold', held)
+  monkeypatch.setattr(outline, 'PIECE', 16)
+  base, expert = Watched(source()), Watched(source(2.0))
+  experts = {'x': expert, 'y': expert}
+  seen = []
+  merging.merge_stream(
+    transform, base, experts, collected(base), piece=16, progress=seen.append
+  )
+  plan = merging.plan(transform, base, experts)
+  assert 4 * (sum(base.entries) + sum(expert.entries)) == plan.bytes_read
+  assert seen[-1].done == seen[-1].total == plan.bytes_read
 
 
 def refused(match, error=ValueError, transform=None, base=None, **options):
