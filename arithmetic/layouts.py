@@ -110,7 +110,10 @@ class Layout:
     if not 0 <= self.spaces < 1:
       raise ValueError(f'spaces is in [0, 1), got {self.spaces}')
     if self.scratchpad:
-      scratchpads.get(self.scratchpad)
+      try:
+        scratchpads.get(self.scratchpad)
+      except KeyError as error:
+        raise ValueError(f'scratchpad: {error.args[0]}') from None
 
   def length(
     self,

@@ -27,8 +27,8 @@ def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
   """
   if name not in table:
     near = difflib.get_close_matches(name, table, n=1)
-    hint = f'; did you mean {near[0]!r}?' if near else ''
+    hint = f'did you mean {near[0]!r}? ' if near else ''
     raise KeyError(
-      f'no {kind} {name!r}{hint} There are {", ".join(sorted(table))}'
+      f'no {kind} {name!r}; {hint}there are {", ".join(sorted(table))}'
     )
   return table[name]

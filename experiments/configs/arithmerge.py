@@ -66,14 +66,7 @@ class Training:
   level_weights: tuple[float, ...]
 
   def __post_init__(self):
-    checks.at_least(self, steps=1, batch_size=1, warmup=0)
-    if not self.learning_rate > 0:
-      raise ValueError(f'learning_rate is positive, got {self.learning_rate}')
-    if self.warmup >= self.steps:
-      raise ValueError(
-        f'warmup of {self.warmup} steps leaves none of {self.steps}'
-      )
-    checks.level_weights(self, 'level_weights')
+    checks.training(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

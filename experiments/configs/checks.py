@@ -22,6 +22,18 @@ def level_weights(config: Any, name: str) -> None:
     )
 
 
+def training(config: Any) -> None:
+  """Raises `ValueError` for steps, rates and levels that make no training."""
+  at_least(config, steps=1, batch_size=1, warmup=0)
+  if not config.learning_rate > 0:
+    raise ValueError(f'learning_rate is positive, got {config.learning_rate}')
+  if config.warmup >= config.steps:
+    raise ValueError(
+      f'warmup of {config.warmup} steps leaves none of {config.steps}'
+    )
+  level_weights(config, 'level_weights')
+
+
 def seed(config: Any) -> None:
   """Raises `ValueError` for a `seed` that JAX does not take."""
   at_least(config, seed=0)

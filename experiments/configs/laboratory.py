@@ -52,16 +52,8 @@ class Training:
   level_weights: tuple[float, ...] = (1, 1, 1)
 
   def __post_init__(self):
-    checks.at_least(
-      self, steps=1, batch_size=1, warmup=0, weight_decay=0, examples=0
-    )
-    if not self.learning_rate > 0:
-      raise ValueError(f'learning_rate is positive, got {self.learning_rate}')
-    if self.warmup >= self.steps:
-      raise ValueError(
-        f'warmup of {self.warmup} steps leaves none of {self.steps}'
-      )
-    checks.level_weights(self, 'level_weights')
+    checks.training(self)
+    checks.at_least(self, weight_decay=0, examples=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -251,18 +243,26 @@ def cpu() -> Config:
   )
 
 
-def smoke() -> Config:
-  """Seconds: every part runs, nothing is learned."""
-  return Config(
-    vary=('layout.answer_order=plain|reversed', 'training.examples=100|200'),
-    model=transformer.Shape(layers=1, heads=2, width=32),
+def tiny(config: Config) -> Config:
+  """The same question in seconds, of a model that learns nothing.
+
+  Levels up to 2 are trained on.
+  """
+  return dataclasses.replace(
+    config,
+    model=dataclasses.replace(config.model, layers=1, heads=2, width=32),
     training=Training(steps=20, batch_size=32, level_weights=(1, 1), warmup=5),
-    levels=(1, 2, 3),
     test_size=32,
     seeds=2,
     checkpoint_steps=10,
     population='vmap',
   )
+
+
+def smoke() -> Config:
+  """Seconds: every part runs, nothing is learned."""
+  vary = ('layout.answer_order=plain|reversed', 'training.examples=100|200')
+  return tiny(Config(vary=vary, levels=(1, 2, 3)))
 
 
 def full() -> Config:

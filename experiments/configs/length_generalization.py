@@ -8,6 +8,8 @@ al., Transformers Can Achieve Length Generalization But Not Robustly, 2024,
 arXiv:2402.09371.
 """
 
+import dataclasses
+
 from arithmetic import layouts
 from arithmetic import transformer
 from experiments.configs import laboratory
@@ -34,19 +36,10 @@ def cpu() -> Config:
 
 def smoke() -> Config:
   """Seconds: every part runs, nothing is learned."""
-  return Config(
-    study='length_generalization',
-    vary=('model.positions=learned|abacus+fire',),
-    layout=_REVERSED,
-    model=transformer.Shape(layers=1, heads=2, width=32),
-    training=laboratory.Training(
-      steps=20, batch_size=32, warmup=5, level_weights=(1, 1)
-    ),
-    levels=(2, 3, 4),
-    test_size=32,
-    seeds=2,
-    checkpoint_steps=10,
-    population='vmap',
+  return laboratory.tiny(
+    dataclasses.replace(
+      cpu(), vary=('model.positions=learned|abacus+fire',), levels=(2, 3, 4)
+    )
   )
 
 

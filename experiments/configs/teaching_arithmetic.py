@@ -5,6 +5,8 @@
 Lee et al., Teaching Arithmetic to Small Transformers, 2023, arXiv:2307.03381.
 """
 
+import dataclasses
+
 from arithmetic import layouts
 from arithmetic import transformer
 from experiments.configs import laboratory
@@ -31,19 +33,10 @@ def cpu() -> Config:
 
 def smoke() -> Config:
   """Seconds: every part runs, nothing is learned."""
-  return Config(
-    study='teaching_arithmetic',
-    vary=(_WRITTEN, 'training.examples=100'),
-    layout=layouts.Layout(notation='infix'),
-    model=transformer.Shape(layers=1, heads=2, width=32),
-    training=laboratory.Training(
-      steps=20, batch_size=32, warmup=5, level_weights=(1, 1)
-    ),
-    levels=(2,),
-    test_size=32,
-    seeds=2,
-    checkpoint_steps=10,
-    population='vmap',
+  return laboratory.tiny(
+    dataclasses.replace(
+      cpu(), vary=(_WRITTEN, 'training.examples=100'), levels=(2,)
+    )
   )
 
 

@@ -6,6 +6,8 @@ Singh and Strouse, Tokenization counts: the impact of tokenization on arithmetic
 in frontier LLMs, 2024, arXiv:2402.14903.
 """
 
+import dataclasses
+
 from arithmetic import layouts
 from arithmetic import transformer
 from experiments.configs import laboratory
@@ -40,19 +42,8 @@ def cpu() -> Config:
 
 def smoke() -> Config:
   """Seconds: every part runs, nothing is learned."""
-  return Config(
-    study='tokenization',
-    vary=(_ends(2),),
-    layout=_PLAIN,
-    model=transformer.Shape(layers=1, heads=2, width=32),
-    training=laboratory.Training(
-      steps=20, batch_size=32, warmup=5, level_weights=(1, 1, 1)
-    ),
-    levels=(2, 3),
-    test_size=32,
-    seeds=2,
-    checkpoint_steps=10,
-    population='vmap',
+  return laboratory.tiny(
+    dataclasses.replace(cpu(), vary=(_ends(2),), levels=(2, 3))
   )
 
 

@@ -109,11 +109,11 @@ def draw_figures(
   config, rows = results.config, results.rows
   few = len(rows) <= _CURVES
   spread = f'Mean and standard deviation over {_seeds(config)}.'
-  for axis in configs.axes(config):
+  for place, axis in enumerate(configs.axes(config)):
     if axis.numbers and len(axis.labels) > 1:
-      figures['examples.png'] = (
-        f'How far it takes: {axis.name}',
-        plots.to_png(_draw_axis(results, axis)),
+      figures[f'{axis.name}.png'] = (
+        f'Against {axis.name}',
+        plots.to_png(_draw_axis(results, place, axis)),
         f'Exact answers, a mean over levels, against {axis.name}. {spread}',
       )
   if len(config.levels) > 2 and few:
@@ -148,13 +148,12 @@ def draw_figures(
   return figures
 
 
-def _draw_axis(results, axis):
+def _draw_axis(results, place, axis):
   """Exact answers against a number that differs, a line for all else."""
   lines: dict[str, dict[float, np.ndarray]] = {}
   for row in results.rows:
     labels = list(row.variant.labels)
-    number = next(x for x in labels if x in axis.labels)
-    labels.remove(number)
+    number = labels.pop(place)
     line = lines.setdefault(', '.join(labels) or results.config.task, {})
     line[float(number)] = 100 * row.exact.mean(axis=1)
   numbers = sorted(map(float, axis.labels))
@@ -187,7 +186,7 @@ def _draw_levels(results):
     shaded['trained on'] = (min(levels) - 0.4, max(levels) + 0.4)
   return plots.curves(
     {row.name: (config.levels, 100 * row.exact) for row in results.rows},
-    x_label='digits',
+    x_label=results.unit,
     y_label='exact answers, %',
     limits=(-2, 102),
     shaded=shaded,
@@ -195,13 +194,14 @@ def _draw_levels(results):
 
 
 def _caption(results):
-  sizes = sorted(set(results.rows[0].sizes))
+  sizes = sorted({size for row in results.rows for size in row.sizes})
   counts = str(sizes[-1]) if len(sizes) == 1 else f'{sizes[0]} to {sizes[-1]}'
   return (
     f'Accuracy in percent: whole answers that are exactly right, on {counts}'
     ' problems of each size from the test split, none of which was trained on.'
-    ' Right tokens: of answers, given the tokens before. All rows and seeds are'
-    ' scored on the same problems.'
+    ' Where a layout writes steps before the answer, they have to be right too.'
+    ' Right tokens: of all that follows the prompt, given the tokens before.'
+    ' All seeds, and all rows of one task, are scored on the same problems.'
   )
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from arithmetic import tasks as task_lib
 from experiments.configs import laboratory as configs
 
 
@@ -46,8 +47,17 @@ class Results(NamedTuple):
   config: configs.Config
   rows: tuple[Result, ...]
 
+  @property
+  def unit(self) -> str:
+    """What a level counts: the digits of an operand, where it is that."""
+    tasks = {task_lib.get(row.variant.config.task) for row in self.rows}
+    digits = all(set(task.widths(7)) == {7} for task in tasks)
+    return 'digits' if digits else 'size'
+
   def sized(self, level: int) -> str:
     """Says how large the problems of a level are."""
+    if self.unit == 'size':
+      return f'size {level}'
     return f'{level} digit' if level == 1 else f'{level} digits'
 
   def named(self, *labels: str) -> Result | None:

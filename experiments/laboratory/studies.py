@@ -91,13 +91,18 @@ def verdict(claim: str, gain: np.ndarray) -> str:
 
 
 def _trained(row: results_lib.Result) -> np.ndarray:
-  """Exact answers on the sizes that were trained on, `f64[seeds]`."""
+  """Exact answers on the sizes that were trained on, `f64[seeds]`.
+
+  On all sizes, where none of those that are scored was.
+  """
   weights = row.variant.config.training.level_weights
-  inside = [
-    level <= len(weights) and weights[level - 1] > 0
-    for level in row.variant.config.levels
-  ]
-  return row.exact[:, inside].mean(axis=1)
+  inside = np.array(
+    [
+      level <= len(weights) and weights[level - 1] > 0
+      for level in row.variant.config.levels
+    ]
+  )
+  return row.exact[:, inside if inside.any() else ~inside].mean(axis=1)
 
 
 def _teaching(results: Results) -> list[str]:
@@ -137,6 +142,8 @@ def _length(results: Results) -> list[str]:
   config = results.config
   longest = len(config.training.level_weights)
   beyond = [i for i, level in enumerate(config.levels) if level > longest]
+  if not beyond:
+    return compare(results)
   for row in results.rows:
     last = [
       max(

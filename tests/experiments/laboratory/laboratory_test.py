@@ -1,6 +1,7 @@
 """The laboratory: rows as they are named, problems that never meet, resumed."""
 
 import dataclasses
+import importlib
 import json
 
 import jax
@@ -10,10 +11,13 @@ import pytest
 
 from arithmetic import tasks
 from arithmetic import transformer
+from experiments import reproduce
 from experiments.configs import laboratory as configs
 from experiments.laboratory import problems as problems_lib
+from experiments.laboratory import report
 from experiments.laboratory import results as results_lib
 from experiments.laboratory import run as run_lib
+from experiments.laboratory import studies
 from experiments.runtime import config as config_lib
 from experiments.runtime import errors
 
@@ -59,6 +63,7 @@ def test_rows_are_all_combinations_in_the_order_of_the_axes():
     ('layout.answer_order', 'setting=value'),
     ('layout.answr_order=plain|reversed', "did you mean 'layout.answer_order'"),
     ('layout.answer_order=plain|backwards', 'one of plain, reversed'),
+    ('layout.scratchpad=simpified|detailed', "did you mean 'simplified'"),
     ('a: model.width=16 | model.width=32', 'name: setting=value'),
     ('training.steps=4|4', "two rows are called '4'"),
     ('seeds=1|2', 'seeds is one for all rows'),
@@ -161,7 +166,7 @@ def test_a_run_leaves_everything_and_is_not_made_twice(tmp_path):
   names = {path.name for path in (tmp_path / 'run').iterdir()}
   assert names >= {
     *('config.json', 'metrics.jsonl', 'models', 'table.md', 'table.csv'),
-    *('levels.png', 'examples.png', 'losses.png', 'report.html'),
+    *('levels.png', 'training.examples.png', 'losses.png', 'report.html'),
   }
   lines = (tmp_path / 'run/metrics.jsonl').read_text()
   records = [json.loads(line) for line in lines.splitlines()]
@@ -189,6 +194,93 @@ def test_scores_are_shares_of_right_answers():
   exact = np.asarray(knowing.scores({}).exact)
   share = [np.mean(np.arange(size) % 2 == 0) for size in knowing.sizes]
   np.testing.assert_allclose(exact, share)
+
+
+@pytest.mark.parametrize('table', sorted(reproduce.TABLES))
+def test_every_preset_of_every_table_is_sound(table):
+  module = importlib.import_module(f'experiments.configs.{table}')
+  for preset in module.PRESETS.values():
+    config = preset()
+    if isinstance(config, configs.Config):
+      assert configs.variants(config)
+      assert config.study in studies.STUDIES
+
+
+def results_of(shares, **changes):
+  """Results of rows by name, with shares [seeds, levels]."""
+  config = dataclasses.replace(SMALL, **changes)
+  return results_lib.Results(
+    config,
+    tuple(
+      results_lib.Result(
+        row,
+        (8,) * len(config.levels),
+        '',
+        np.asarray(shares[row.name]),
+        np.asarray(shares[row.name]),
+        np.array([2, 4]),
+        np.ones((2, 2)),
+      )
+      for row in configs.variants(config)
+    ),
+  )
+
+
+POSITIONS = ('model.positions=learned|fire',)
+
+
+@pytest.mark.parametrize(
+  ('study', 'shares', 'changes', 'said'),
+  [
+    (
+      'teaching_arithmetic',
+      {'plain': [[0.1], [0.2]], 'reversed': [[0.4], [0.6]]},
+      {'levels': (2,)},
+      'reversed is learned better than plain: reproduced (+35.0',
+    ),
+    (
+      'teaching_arithmetic',
+      {'plain': [[0.5], [0.6]], 'reversed': [[0.4], [0.6]]},
+      {'levels': (2,)},
+      'reversed is learned better than plain: not reproduced (-5.0',
+    ),
+    (
+      'length_generalization',
+      {'learned': [[1.0, 0.1]] * 2, 'fire': [[1.0, 0.95], [0.8, 0.0]]},
+      {'levels': (2, 3), 'vary': POSITIONS},
+      'fire goes further than learned: reproduced in part (+37.5',
+    ),
+    (
+      'length_generalization',
+      {'learned': [[1.0], [1.0]], 'fire': [[0.5], [0.5]]},
+      {'levels': (2,), 'vary': POSITIONS},
+      'learned against fire: +50.0',  # Nothing lies beyond training.
+    ),
+    (
+      'teaching_arithmetic',
+      {'plain': [[0.1], [0.2]], 'reversed': [[0.4], [0.6]]},
+      {'levels': (3,)},  # Which was not trained on.
+      '+35.0',
+    ),
+  ],
+)
+def test_findings_follow_from_the_numbers(study, shares, changes, said):
+  found = studies.STUDIES[study].findings(results_of(shares, **changes))
+  assert any(said in sentence for sentence in found), found
+  assert not any('nan' in sentence for sentence in found)
+
+
+def test_two_axes_of_numbers_have_a_figure_each():
+  axes = ('training.steps=4|8', 'training.batch_size=4|8')
+  shares = {f'{a}, {b}': [[a / 10] * 3] * 2 for a in (4, 8) for b in (4, 8)}
+  figures = report.draw_figures(results_of(shares, vary=axes))
+  assert {'training.steps.png', 'training.batch_size.png'} <= set(figures)
+
+
+def test_levels_are_called_what_they_count():
+  shares = {'plain': [[0.0] * 3] * 2, 'reversed': [[0.0] * 3] * 2}
+  assert results_of(shares).sized(2) == '2 digits'
+  assert results_of(shares, task='running_sums').sized(2) == 'size 2'
 
 
 def test_differences_are_taken_seed_by_seed():
