@@ -62,6 +62,16 @@ out/peers/%/.stamp: third_party/peers/%.txt
 	out/peers/$*/bin/pip install --quiet --requirement $<
 	@touch $@
 
+# nanoGPT is no package: its source lies in its environment.
+out/peers/nanogpt/.stamp: third_party/peers/nanogpt.txt
+	$(PYTHON) -m venv out/peers/nanogpt
+	out/peers/nanogpt/bin/pip install --quiet --requirement $<
+	test -d out/peers/nanogpt/nanoGPT || git clone --quiet \
+	  https://github.com/karpathy/nanoGPT out/peers/nanogpt/nanoGPT
+	git -C out/peers/nanogpt/nanoGPT checkout --quiet \
+	  3adf61e154c3fe3fca428ad6bc3818b27a3b8291
+	@touch $@
+
 clean:  ## Remove what was installed and cached; results in out/ stay.
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 
     python -m experiments.bench --suite=methods --layers=2
     python -m experiments.bench --suite=merge --size=0.5B --experts=4,8
+    python -m experiments.bench --suite=train
 
 Prints a table as it goes. Medians over repeats; the machine should be idle.
 """
@@ -18,6 +19,7 @@ from experiments.runtime import errors
 SUITES = {
   'merge': 'Merges of checkpoints, beside mergekit and the least possible.',
   'methods': 'Merges of a vision transformer, and sweeps as one vmap.',
+  'train': 'Training and decoding of small decoders, beside nanoGPT.',
 }
 
 _SUITE = flags.DEFINE_string('suite', None, 'Which suite to run.')
@@ -25,7 +27,9 @@ _EXPERTS = flags.DEFINE_list(
   'experts', [], 'Models that are merged; several numbers for --suite=merge.'
 )
 _METHODS = flags.DEFINE_list(
-  'methods', [], 'Names of methods, separated by commas; the usual if none.'
+  'methods',
+  [],
+  'Names of methods (train: of cases), separated by commas; the usual if none.',
 )
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'How often to measure.', 1)
 _LAYERS = flags.DEFINE_integer(
@@ -41,7 +45,10 @@ _WORKDIR = flags.DEFINE_string(
   allow_override=True,  # Tools that import all binaries meet the name twice.
 )
 _PEER = flags.DEFINE_string(
-  'peer', '', 'merge: mergekit-yaml, or the environment that has it.'
+  'peer',
+  '',
+  'merge: mergekit-yaml, or the environment that has it; train: the environment'
+  ' that has nanoGPT.',
 )
 _OURS_ONLY = flags.DEFINE_bool('ours_only', False, 'merge: without the peer.')
 
@@ -66,6 +73,9 @@ def main(argv: Sequence[str]) -> None:
       peer=_PEER.value,
       ours_only=_OURS_ONLY.value,
     )
+    return
+  if _SUITE.value == 'train':
+    suite.run(names=_METHODS.value, repeats=_REPEATS.value, peer=_PEER.value)
     return
   if len(counts) > 1:
     raise errors.UsageError('--experts: one number for --suite=methods')

@@ -22,10 +22,22 @@ from experiments.runtime import errors
 # them; and what it shows.
 TABLES = {
   'arithmerge': ('arithmerge', 'Merging experts on exact arithmetic tasks.'),
+  'cot_theory': (
+    'laboratory',
+    'An answer directly, or after its derivation [Feng et al., 2023].',
+  ),
+  'dissecting_multiplication': (
+    'laboratory',
+    'A number times a digit: order, depth, examples [Qiu et al., 2024].',
+  ),
   'laboratory': ('laboratory', 'Any task, layout and decoder, side by side.'),
   'length_generalization': (
     'laboratory',
     'Positions, and how far beyond training they add.',
+  ),
+  'positional_description': (
+    'laboratory',
+    'Products padded and reversed [Shen et al., 2023].',
   ),
   'teaching_arithmetic': (
     'laboratory',

@@ -85,7 +85,13 @@ class Config:
 
   vary: tuple[str, ...] = ()
   study: Literal[
-    'none', 'teaching_arithmetic', 'tokenization', 'length_generalization'
+    'none',
+    'cot_theory',
+    'dissecting_multiplication',
+    'length_generalization',
+    'positional_description',
+    'teaching_arithmetic',
+    'tokenization',
   ] = 'none'
   task: str = 'addition'
   layout: layouts.Layout = layouts.Layout()

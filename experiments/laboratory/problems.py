@@ -42,10 +42,13 @@ class Scores(NamedTuple):
     exact: Share of answers that are right as a whole, `f32[levels]`.
     tokens: Share of right tokens of answers, given those before them,
       `f32[levels]`.
+    places: The same for the first, second, ... token of the final answers to
+      problems of the largest level, `f32[places]`.
   """
 
   exact: jax.Array
   tokens: jax.Array
+  places: jax.Array
 
 
 class Problems:
@@ -86,6 +89,9 @@ class Problems:
       lambda *xs: jnp.stack(xs),
       *(self._write(_filled(each, config.test_size)) for each in levels),
     )
+
+    final = _final(jax.tree.map(lambda x: x[-1], self.test))
+    self._places = int(final.sum(axis=-1).max())
 
   @property
   def cost(self) -> float:
@@ -141,9 +147,14 @@ class Problems:
       exact = evaluation.exact_match(logits, batch)
       right = jnp.argmax(logits, axis=-1) == batch.tokens[:, 1:]
       answers = batch.answer[:, 1:] & counted[:, None]
-      return Scores(_share(exact, counted), _share(right, answers))
+      final = _final(batch) & counted[:, None]
+      places, _ = evaluation.accuracy_by_emission(
+        logits, batch._replace(answer=final)
+      )
+      return Scores(_share(exact, counted), _share(right, answers), places)
 
-    return jax.lax.map(one_level, (self.test, self._counted))
+    scores = jax.lax.map(one_level, (self.test, self._counted))
+    return scores._replace(places=scores.places[-1, : self._places])
 
   def line(self) -> str:
     """The first problem of the largest level, as it is written.
@@ -216,6 +227,11 @@ class Problems:
 def _filled(operands: Operands, count: int) -> Operands:
   """The same problems again and again, until there are so many."""
   return jax.tree.map(lambda x: jnp.resize(x, (count, *x.shape[1:])), operands)
+
+
+def _final(batch: layouts.Batch) -> jax.Array:
+  """Which tokens are the final answer, without the work before it."""
+  return batch.answer if batch.scored is None else batch.scored
 
 
 def _share(which: jax.Array, of: jax.Array) -> jax.Array:

@@ -107,6 +107,7 @@ def draw_figures(
   """Heading, PNG and caption of each figure, by file name."""
   figures = {}
   config, rows = results.config, results.rows
+  largest = config.levels[-1]
   few = len(rows) <= _CURVES
   spread = f'Mean and standard deviation over {_seeds(config)}.'
   for place, axis in enumerate(configs.axes(config)):
@@ -133,6 +134,21 @@ def draw_figures(
       'Every row on every level',
       plots.to_png(heatmap),
       f'Exact answers in percent, mean over {_seeds(config)}.',
+    )
+  longest = max(row.places.shape[1] for row in rows)
+  if longest > 2:
+    heatmap = plots.heatmap(
+      np.stack([_padded(row.places.mean(axis=0), longest) for row in rows]),
+      [row.name for row in rows],
+      [str(place + 1) for place in range(longest)],
+      label='right tokens, %',
+    )
+    figures['places.png'] = (
+      'Token by token',
+      plots.to_png(heatmap),
+      f'Right tokens of the answers to problems of {results.sized(largest)}, in'
+      ' the order of writing, in percent, given those before them; the last is'
+      f' the end mark of the longest. Mean over {_seeds(config)}.',
     )
   if few and all(len(row.steps) > 1 for row in rows):
     losses = plots.curves(
@@ -191,6 +207,11 @@ def _draw_levels(results):
     limits=(-2, 102),
     shaded=shaded,
   )
+
+
+def _padded(values: np.ndarray, count: int) -> np.ndarray:
+  """Values with NaN behind them, which are drawn as blanks."""
+  return np.append(values, np.full(count - len(values), np.nan))
 
 
 def _caption(results):

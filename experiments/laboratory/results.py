@@ -17,6 +17,8 @@ class Result(NamedTuple):
     line: One of them, as it is written.
     exact: Share of answers right as a whole, `f64[seeds, levels]`.
     tokens: Share of right tokens, given those before, `f64[seeds, levels]`.
+    places: The same for the first, second, ... token of the final answers to
+      problems of the largest level, `f64[seeds, places]`.
     steps: When losses were taken, `i64[times]`.
     losses: The training loss, a mean since the time before,
       `f64[seeds, times]`.
@@ -27,6 +29,7 @@ class Result(NamedTuple):
   line: str
   exact: np.ndarray
   tokens: np.ndarray
+  places: np.ndarray
   steps: np.ndarray
   losses: np.ndarray
 

@@ -11,10 +11,10 @@ from arithmetic import population
 from arithmetic import training
 from arithmetic import transformer
 from experiments.configs import laboratory as configs
+from experiments.laboratory import papers
 from experiments.laboratory import problems as problems_lib
 from experiments.laboratory import report
 from experiments.laboratory import results as results_lib
-from experiments.laboratory import studies
 from experiments.runtime import config as config_lib
 from experiments.runtime import metrics as metrics_lib
 from experiments.runtime import progress as progress_lib
@@ -95,7 +95,7 @@ def run(
     )
     return report.write(
       results,
-      studies.STUDIES[config.study],
+      papers.STUDIES[config.study],
       directory=workdir.path,
       starts=workdir.starts,
     )

@@ -12,7 +12,7 @@ def _start(name):
       f'{name} is not installed in {python.parents[1]}: see '
       'third_party/peers/README.md, or name the folder in ARITHMERGE_PEERS'
     )
-  with client.Peer(name) as peer:
+  with client.Merger(name) as peer:
     yield peer
 
 

@@ -1,4 +1,4 @@
-"""Asks a peer, in a process of its own environment, to merge models."""
+"""Asks peers, in processes of their own environments."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import tempfile
 from typing import Any
+from typing import Self
 
 import numpy as np
 
@@ -16,6 +17,7 @@ Arrays = Mapping[str, np.ndarray]
 RUNNERS = {
   'mergekit': 'on_mergekit.py',
   'fusion-bench': 'on_fusion_bench.py',
+  'nanogpt': 'on_nanogpt.py',
 }
 _HERE = pathlib.Path(__file__).parent
 
@@ -53,16 +55,16 @@ class Peer:
   versions: dict[str, str]
   methods: list[str]
 
-  def __init__(self, name: str):
+  def __init__(self, name: str, python: pathlib.Path | None = None):
     """Starts it.
 
     Args:
       name: One of `RUNNERS`.
+      python: Its interpreter; by default where `make peers` installs it.
     """
     self._name = name
     self._folder = tempfile.TemporaryDirectory(prefix='peers')
     self._log = pathlib.Path(self._folder.name, 'log')
-    self._models = pathlib.Path(self._folder.name, 'models.npz')
     environment = {
       key: value
       for key, value in os.environ.items()
@@ -70,7 +72,7 @@ class Peer:
     }
     with self._log.open('w') as log:
       self._process = subprocess.Popen(
-        [python_of(name), _HERE / RUNNERS[name]],
+        [python or python_of(name), _HERE / RUNNERS[name]],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
@@ -80,7 +82,7 @@ class Peer:
     about = self._read()
     self.versions, self.methods = about['versions'], about['methods']
 
-  def __enter__(self) -> 'Peer':
+  def __enter__(self) -> Self:
     """Returns itself."""
     return self
 
@@ -88,6 +90,36 @@ class Peer:
     """Ends the process."""
     self._process.communicate()
     self._folder.cleanup()
+
+  def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Sends a request and returns the answer.
+
+    Raises:
+      RuntimeError: The peer failed.
+    """
+    assert self._process.stdin is not None
+    self._process.stdin.write(json.dumps(request) + '\n')
+    self._process.stdin.flush()
+    answer = self._read()
+    if 'error' in answer:
+      raise RuntimeError(f'{self._name}: {request}: {answer["error"]}')
+    return answer
+
+  def _read(self):
+    assert self._process.stdout is not None
+    line = self._process.stdout.readline()
+    if not line:
+      log = self._log.read_text()[-2000:]
+      raise RuntimeError(f'{self._name} ended:\n{log}')
+    return json.loads(line)
+
+
+class Merger(Peer):
+  """A running peer that merges."""
+
+  @property
+  def _models(self) -> pathlib.Path:
+    return pathlib.Path(self._folder.name, 'models.npz')
 
   def load(
     self,
@@ -135,22 +167,9 @@ class Peer:
       'parameters': parameters,
       'out': out and str(out),
     }
-    assert self._process.stdin is not None
-    self._process.stdin.write(json.dumps(request) + '\n')
-    self._process.stdin.flush()
-    answer = self._read()
-    if 'error' in answer:
-      raise RuntimeError(f'{self._name}: {method}: {answer["error"]}')
+    answer = self.ask(request)
     params = {}
     if out:
       with np.load(out) as arrays:
         params = dict(arrays)
     return Merged(params, answer['cpu'], answer['wall'])
-
-  def _read(self):
-    assert self._process.stdout is not None
-    line = self._process.stdout.readline()
-    if not line:
-      log = self._log.read_text()[-2000:]
-      raise RuntimeError(f'{self._name} ended:\n{log}')
-    return json.loads(line)

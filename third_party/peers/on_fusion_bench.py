@@ -169,7 +169,7 @@ _FUNCTIONS = {
 
 
 if __name__ == '__main__':
-  serve.serve(
+  serve.serve_merges(
     ['fusion-bench', 'torch'],
     [*_ALGORITHMS, *_FUNCTIONS],
     merge_of,

@@ -27,4 +27,4 @@ def order(method, base, experts):
 
 if __name__ == '__main__':
   names = [method.spec.name for method in merge_methods.registered_methods()]
-  serve.serve(['mergekit', 'torch'], names, merge_of, order)
+  serve.serve_merges(['mergekit', 'torch'], names, merge_of, order)

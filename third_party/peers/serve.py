@@ -1,13 +1,15 @@
-"""Runs in a peer's environment: answers, line by line, what it makes of models.
+"""Runs in a peer's environment: answers requests, line by line.
 
-The other side is `client.Peer`. A request is a line of JSON on standard input:
+The other side is `client.Peer`, which starts it and reads what it says of
+itself first. A request is a line of JSON on standard input, and so is the
+answer on what standard output was at the start. For merges, on whose other side
+is `client.Merger`, a request is
 
     {'models': PATH, 'method': 'ties', 'parameters': {...}, 'out': PATH or null}
 
 where the arrays of `models` are named `expert:path`, those of the base
 `base:path`, and uniform numbers for methods that draw some
-`uniform/expert:path`. The answer is a line of JSON on what standard output was
-at the start: the seconds that the merge took, or an error.
+`uniform/expert:path`, and the answer is the seconds that the merge took.
 """
 
 from collections.abc import Callable
@@ -28,12 +30,35 @@ Merge = Callable[[State, dict[str, State], dict], State]
 
 
 def serve(
+  packages: list[str], methods: list[str], answer: Callable[[dict], dict]
+) -> None:
+  """Answers requests until standard input ends.
+
+  Args:
+    packages: Whose versions to tell.
+    methods: Names of what can be asked for.
+    answer: From a request to its answer; what it raises is told instead.
+  """
+  answers = os.fdopen(os.dup(sys.stdout.fileno()), 'w', buffering=1)
+  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Peers print.
+  versions = {each: importlib.metadata.version(each) for each in packages}
+  print(json.dumps({'versions': versions, 'methods': methods}), file=answers)
+  for line in sys.stdin:
+    try:
+      said = answer(json.loads(line))
+    except Exception as error:
+      traceback.print_exc()
+      said = {'error': f'{type(error).__name__}: {error}'}
+    print(json.dumps(said), file=answers)
+
+
+def serve_merges(
   packages: list[str],
   methods: list[str],
   merge_of: Callable[[str], Merge],
   order: Callable[[str, State, dict[str, State]], Iterable[tuple[str, str]]],
 ) -> None:
-  """Answers requests until standard input ends.
+  """Merges what is asked for, until standard input ends.
 
   Args:
     packages: Whose versions to tell.
@@ -42,18 +67,7 @@ def serve(
       and parameters, all of which are its own, to the merged parameters.
     order: The experts and paths for which a method draws numbers, in order.
   """
-  answers = os.fdopen(os.dup(sys.stdout.fileno()), 'w', buffering=1)
-  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Peers print.
-  versions = {each: importlib.metadata.version(each) for each in packages}
-  print(json.dumps({'versions': versions, 'methods': methods}), file=answers)
-  for line in sys.stdin:
-    request = json.loads(line)
-    try:
-      answer = _answer(request, merge_of, order)
-    except Exception as error:
-      traceback.print_exc()
-      answer = {'error': f'{type(error).__name__}: {error}'}
-    print(json.dumps(answer), file=answers)
+  serve(packages, methods, lambda request: _answer(request, merge_of, order))
 
 
 def _answer(request, merge_of, order):

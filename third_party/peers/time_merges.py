@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     peers = {}
     for name in client.RUNNERS:
       if client.python_of(name).exists():
-        peers[name] = stack.enter_context(client.Peer(name))
+        peers[name] = stack.enter_context(client.Merger(name))
         peers[name].load(base, experts)
     for contest in CONTESTS:
       if contest.peer not in peers:

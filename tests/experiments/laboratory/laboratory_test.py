@@ -13,11 +13,11 @@ from arithmetic import tasks
 from arithmetic import transformer
 from experiments import reproduce
 from experiments.configs import laboratory as configs
+from experiments.laboratory import papers
 from experiments.laboratory import problems as problems_lib
 from experiments.laboratory import report
 from experiments.laboratory import results as results_lib
 from experiments.laboratory import run as run_lib
-from experiments.laboratory import studies
 from experiments.runtime import config as config_lib
 from experiments.runtime import errors
 
@@ -203,7 +203,7 @@ def test_every_preset_of_every_table_is_sound(table):
     config = preset()
     if isinstance(config, configs.Config):
       assert configs.variants(config)
-      assert config.study in studies.STUDIES
+      assert config.study in papers.STUDIES
 
 
 def results_of(shares, **changes):
@@ -218,6 +218,7 @@ def results_of(shares, **changes):
         '',
         np.asarray(shares[row.name]),
         np.asarray(shares[row.name]),
+        np.ones((2, 4)),
         np.array([2, 4]),
         np.ones((2, 2)),
       )
@@ -265,7 +266,7 @@ POSITIONS = ('model.positions=learned|fire',)
   ],
 )
 def test_findings_follow_from_the_numbers(study, shares, changes, said):
-  found = studies.STUDIES[study].findings(results_of(shares, **changes))
+  found = papers.STUDIES[study].findings(results_of(shares, **changes))
   assert any(said in sentence for sentence in found), found
   assert not any('nan' in sentence for sentence in found)
 
