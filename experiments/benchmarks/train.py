@@ -162,7 +162,7 @@ def _train(
     starts = jax.random.randint(
       key, (case.batch, 1), 0, len(stream) - case.length
     )
-    return stream[starts + jnp.arange(case.length + 1)]
+    return stream[starts + jnp.arange(case.length + 1)[None]]
 
   def loss(params, lines):
     logits = transformer.apply(params, lines[:, :-1], config=config)
