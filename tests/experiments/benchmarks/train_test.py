@@ -31,6 +31,7 @@ def test_bad_flags_are_told_before_anything_is_measured(capsys):
 
 
 @pytest.mark.slow
+@jax.numpy_dtype_promotion('standard')  # optax counts in floats.
 def test_it_measures_without_the_peer(tmp_path, monkeypatch, capsys):
   monkeypatch.setenv('ARITHMERGE_PEERS', str(tmp_path))
   tiny = train.Case(1, 1, 8, 4, 2, 1, models=2)
