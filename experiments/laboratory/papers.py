@@ -205,9 +205,8 @@ STUDIES: Mapping[str, studies.Study] = {
     ),
     findings=_derivations,
     reading=(
-      'With a derivation all of it has to be right, which is stricter than in'
-      ' the paper, where only the answer counts. The paper draws numbers up to'
-      ' 250, here they are digits.'
+      'The paper draws numbers up to 250, here they are digits, so that answers'
+      ' are at most ten and easier to guess.'
     ),
     published=studies.Published(
       values={

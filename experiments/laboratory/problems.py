@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from arithmetic import decoding
 from arithmetic import evaluation
 from arithmetic import layouts
 from arithmetic import pieces
@@ -39,7 +40,8 @@ class Scores(NamedTuple):
   """What is counted on the problems of each level.
 
   Attributes:
-    exact: Share of answers that are right as a whole, `f32[levels]`.
+    exact: Share of answers that are right as a whole, and the work before them
+      with them, `f32[levels]`.
     tokens: Share of right tokens of answers, given those before them,
       `f32[levels]`.
     places: The same for the first, second, ... token of the final answers to
@@ -155,6 +157,56 @@ class Problems:
 
     scores = jax.lax.map(one_level, (self.test, self._counted))
     return scores._replace(places=scores.places[-1, : self._places])
+
+  @property
+  def works(self) -> bool:
+    """Whether the model writes work before its answer."""
+    return bool(self._config.layout.scratchpad)
+
+  def write_on(self, params: transformer.Params) -> jax.Array:
+    """What a model writes behind the prompts of the test problems.
+
+    Returns:
+      i32[levels, test_size, length]: the likeliest tokens, one after another,
+      behind those of the prompt.
+    """
+    (end,) = self._tokenizer.encode(tokenizers.END)
+
+    def one_level(batch: layouts.Batch) -> jax.Array:
+      return decoding.generate(
+        params,
+        batch.tokens,
+        jnp.argmax(batch.answer, axis=-1),
+        config=self.model,
+        end=end,
+      )
+
+    return jax.lax.map(one_level, self.test)
+
+  def right(self, written: np.ndarray) -> np.ndarray:
+    """Reads what a model wrote, and compares answers, whatever the work.
+
+    Args:
+      written: From `write_on`.
+
+    Returns:
+      Share of right answers, f64[levels].
+    """
+    truth = np.asarray(self.test.tokens)
+    begins = np.argmax(np.asarray(self.test.answer), axis=-1)
+    shares = []
+    for level, size in enumerate(self.sizes):
+      right = [
+        self._answer(written[level, i, begin:])
+        == self._answer(truth[level, i, begin:])
+        for i, begin in enumerate(begins[level, :size])
+      ]
+      shares.append(np.mean(right))
+    return np.array(shares)
+
+  def _answer(self, tokens: np.ndarray) -> str | None:
+    text = self._tokenizer.decode(tokens)
+    return self._config.layout.read(self._task, text)
 
   def line(self) -> str:
     """The first problem of the largest level, as it is written.

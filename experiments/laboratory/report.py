@@ -220,7 +220,8 @@ def _caption(results):
   return (
     f'Accuracy in percent: whole answers that are exactly right, on {counts}'
     ' problems of each size from the test split, none of which was trained on.'
-    ' Where a layout writes steps before the answer, they have to be right too.'
+    ' Where a layout writes work before the answer, the model writes its own,'
+    ' and its answer counts.'
     ' Right tokens: of all that follows the prompt, given the tokens before.'
     ' All seeds, and all rows of one task, are scored on the same problems.'
   )

@@ -15,7 +15,8 @@ class Result(NamedTuple):
     variant: Which.
     sizes: How many problems of each level were scored.
     line: One of them, as it is written.
-    exact: Share of answers right as a whole, `f64[seeds, levels]`.
+    exact: Share of answers right as a whole, after work that the model wrote
+      itself, `f64[seeds, levels]`.
     tokens: Share of right tokens, given those before, `f64[seeds, levels]`.
     places: The same for the first, second, ... token of the final answers to
       problems of the largest level, `f64[seeds, places]`.

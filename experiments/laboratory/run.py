@@ -70,8 +70,7 @@ def run(
         every=config.checkpoint_steps,
       )
       params = _train(name, variant.config, problem, stages)
-      members = population.population(problem.scores, config.population)
-      scores = jax.jit(members)(params)
+      scores = _score(problem, params, config.population)
       metrics.write(
         _SCORES,
         place,
@@ -155,6 +154,25 @@ def _train(
     train=functools.partial(train, examples(keys)),
     shape=(config.seeds,),
   )
+
+
+def _score(
+  problem: problems_lib.Problems,
+  params: transformer.Params,
+  how: population.How,
+) -> problems_lib.Scores:
+  """Scores of all seeds, with a leading axis of seeds.
+
+  What a model writes token by token is what one pass over the true line says,
+  as long as it is right; so that only models that write work, which may differ
+  from the true one and still lead to the answer, have to write.
+  """
+  scores = jax.jit(population.population(problem.scores, how))(params)
+  if not problem.works:
+    return scores
+  written = jax.jit(population.population(problem.write_on, how))(params)
+  exact = np.stack([problem.right(each) for each in np.asarray(written)])
+  return scores._replace(exact=exact)
 
 
 def _optimizer(settings: configs.Training) -> optax.GradientTransformation:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from arithmetic import layouts
 from arithmetic import tasks
 from arithmetic import transformer
 from experiments import reproduce
@@ -194,6 +195,53 @@ def test_scores_are_shares_of_right_answers():
   exact = np.asarray(knowing.scores({}).exact)
   share = [np.mean(np.arange(size) % 2 == 0) for size in knowing.sizes]
   np.testing.assert_allclose(exact, share)
+
+
+def test_work_may_differ_where_the_answer_is_right():
+  config = dataclasses.replace(
+    SMALL,
+    task='longest_increasing',
+    layout=layouts.Layout(scratchpad='lengths'),
+    levels=(2,),
+    test_size=8,
+  )
+  problems = problems_lib.Problems(config)
+  assert problems.works
+  true = np.asarray(problems.test.tokens)
+  assert problems.right(true).tolist() == [1.0]
+  # The first length of the work, and in another line the answer.
+  begin = np.argmax(np.asarray(problems.test.answer)[0], axis=-1)
+  written = true.copy()
+  written[0, 0, begin[0]] += 1
+  assert problems.right(written).tolist() == [1.0]
+  place = np.argmax(np.asarray(problems.test.scored)[0, 1])
+  written[0, 1, place] += 1
+  assert problems.right(written).tolist() == [1 - 1 / problems.sizes[0]]
+  # Without an end mark nothing is an answer.
+  length = true.shape[-1]
+  written[0, 2, begin[2] :] = true[0, 2, begin[2]] * np.ones(length - begin[2])
+  assert problems.right(written).tolist() == [1 - 2 / problems.sizes[0]]
+
+
+@jax.numpy_dtype_promotion('standard')  # Schedules of optax count in floats.
+@pytest.mark.slow
+def test_a_model_that_learned_its_work_answers(tmp_path):
+  config = dataclasses.replace(
+    SMALL,
+    task='longest_increasing',
+    layout=layouts.Layout(scratchpad='lengths'),
+    vary=(),
+    levels=(1,),
+    test_size=8,
+    model=transformer.Shape(layers=1, heads=2, width=32),
+    training=configs.Training(steps=600, level_weights=(1,)),
+    checkpoint_steps=600,
+  )
+  run_lib.run(config, tmp_path)
+  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  (scores,) = (each for each in records if 'test/exact' in each)
+  assert np.mean(scores['test/exact']) > 0.8  # Of equal digits it learns last.
 
 
 @pytest.mark.parametrize('table', sorted(reproduce.TABLES))
