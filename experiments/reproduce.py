@@ -35,6 +35,10 @@ TABLES = {
     'laboratory',
     'Positions, and how far beyond training they add.',
   ),
+  'nupa': (
+    'laboratory',
+    'Simple tasks on numbers: tokens and positions [Yang et al., 2024].',
+  ),
   'positional_description': (
     'laboratory',
     'Products padded and reversed [Shen et al., 2023].',

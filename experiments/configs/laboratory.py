@@ -89,6 +89,7 @@ class Config:
     'cot_theory',
     'dissecting_multiplication',
     'length_generalization',
+    'nupa',
     'positional_description',
     'teaching_arithmetic',
     'tokenization',

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -90,6 +91,15 @@ def verdict(claim: str, gain: np.ndarray) -> str:
   )
 
 
+def beyond(row: results_lib.Result) -> np.ndarray:
+  """Exact answers beyond what was trained on, `f64[seeds]`; NaN if none is."""
+  longest = len(row.variant.config.training.level_weights)
+  levels = [level > longest for level in row.variant.config.levels]
+  if not any(levels):
+    return np.full(len(row.exact), np.nan)
+  return row.exact[:, levels].mean(axis=1)
+
+
 def trained(row: results_lib.Result) -> np.ndarray:
   """Exact answers on the sizes that were trained on, `f64[seeds]`.
 
@@ -105,13 +115,31 @@ def trained(row: results_lib.Result) -> np.ndarray:
   return row.exact[:, inside if inside.any() else ~inside].mean(axis=1)
 
 
-def claims(*pairs: tuple[str, str, str]) -> Callable[[Results], Sequence[str]]:
-  """Findings of a paper that says that some rows are learned better.
+class Claim(NamedTuple):
+  """A paper says that some rows are learned better than others.
+
+  Attributes:
+    better: The label of those that are better.
+    than: The label of those that they are better than.
+    said: The claim, as `reversed is learned better than plain`.
+    beyond: Whether it is about levels beyond those that were trained on.
+  """
+
+  better: str
+  than: str
+  said: str
+  beyond: bool = False
+
+
+def claims(
+  *each: Claim, together: bool = False
+) -> Callable[[Results], Sequence[str]]:
+  """Findings of a paper that makes such claims.
 
   Args:
-    *pairs: The label of a row, that of one it is better than, and the claim,
-      as `reversed is learned better than plain`. It is judged for each
-      combination of what else differs, on the sizes that were trained on.
+    *each: The claims.
+    together: Whether a claim is judged once, by the mean over all that differs
+      besides; else for each combination of it.
 
   Returns:
     What a `Study` calls `findings`: a verdict for each claim whose rows are
@@ -120,15 +148,30 @@ def claims(*pairs: tuple[str, str, str]) -> Callable[[Results], Sequence[str]]:
 
   def findings(results: Results) -> list[str]:
     sentences = []
-    for worse in results.rows:
-      for better, than, claim in pairs:
-        if than not in worse.variant.labels:
-          continue
-        rest = [label for label in worse.variant.labels if label != than]
-        row = results.named(better, *rest)
-        if row is not None:
-          said = f'With {", ".join(rest)}: {claim}' if rest else claim
-          sentences.append(verdict(said, trained(row) - trained(worse)))
-    return [*sentences, *compare(results)]
+    for claim in each:
+      gains = _gains(results, claim)
+      if together and len(gains) > 1:
+        said = f'Over {len(gains)} pairs of rows: {claim.said}'
+        sentences.append(verdict(said, np.mean(list(gains.values()), axis=0)))
+        continue
+      for rest, gain in gains.items():
+        said = f'With {rest}: {claim.said}' if rest else claim.said
+        sentences.append(verdict(said, gain))
+    return [*sentences, *([] if together else compare(results))]
 
   return findings
+
+
+def _gains(results: Results, claim: Claim) -> dict[str, np.ndarray]:
+  """By how much a claim shows, `f64[seeds]`, by what else its rows are."""
+  of = beyond if claim.beyond else trained
+  gains = {}
+  for row in results.rows:
+    if claim.than in row.variant.labels:
+      rest = [label for label in row.variant.labels if label != claim.than]
+      better = results.named(claim.better, *rest)
+      if better is not None:
+        gain = of(better) - of(row)
+        if not np.isnan(gain).any():
+          gains[', '.join(rest)] = gain
+  return gains
