@@ -71,7 +71,15 @@ class Outline:
   """What is known of a merge before a value is read."""
 
   def __init__(
-    self, transform, base, experts, dtype, out_dtype, extra, piece=PIECE
+    self,
+    transform,
+    base,
+    experts,
+    dtype,
+    out_dtype,
+    extra,
+    piece=PIECE,
+    max_bytes=None,
   ):
     checks.check_transform('merge_stream', transform)
     self.models = checks.check_experts('merge_stream', experts)
@@ -79,6 +87,8 @@ class Outline:
     self.dtype = jnp.dtype(dtype)
     self.out_dtype = out_dtype
     self.piece = piece  # Entries, at most.
+    # Bytes of a leaf that are held rather than read again, at most.
+    self.hold = (max_bytes or MAX_BYTES) // 4
     self.experts = tuple(experts[name] for name in self.models)
     dense = [each for each in self.experts if not is_adapter(each)]
     if base is None:
@@ -261,7 +271,9 @@ class Outline:
   def held(self, job: Job) -> bool:
     """Whether all models' leaf is held from a look at it to the merge."""
     read = self.read_bytes(self.floating[job.place], job.size)
-    return job.selection is not None and read <= job.selection.hold
+    if job.selection is None:
+      return False
+    return read <= min(self.hold, job.selection.hold)
 
   def jobs(self, piece: int) -> list[Job]:
     """All floating leaves, in pieces where that is allowed."""

@@ -257,7 +257,7 @@ class Sums(Selection):
   """
 
   stages: tuple[Callable[..., Any], ...]
-  hold = 1 << 23
+  hold = 1 << 27
   by_expert = False
 
   @property

@@ -101,7 +101,9 @@ def plan(
     >>> plan.sweeps, plan.bytes_read, plan.bytes_written
     (3, 384, 32)
   """
-  run = outline.Outline(transform, base, experts, jnp.float32, out_dtype, extra)
+  run = outline.Outline(
+    transform, base, experts, jnp.float32, out_dtype, extra, max_bytes=max_bytes
+  )
   return run.plan(max_bytes or outline.MAX_BYTES, _threads(workers))
 
 
@@ -170,7 +172,7 @@ def merge_stream(
     [0.5, 0.5, 0.5]
   """
   run = outline.Outline(
-    transform, base, experts, dtype, out_dtype, extra, piece
+    transform, base, experts, dtype, out_dtype, extra, piece, max_bytes
   )
   wanted = set(run.specs if paths is None else paths)
   for path in sorted(wanted - set(run.specs)):

@@ -209,6 +209,29 @@ def test_norms_and_angles_are_found_in_pieces(transform):
   np.testing.assert_array_equal(found, again)
 
 
+def test_what_a_bound_has_no_room_for_is_read_again():
+  transform = merging.model_stock()
+  base, experts = leaves('generic', 0)
+  models = {name: streams.InMemory(each) for name, each in experts.items()}
+  merged = []
+  for max_bytes, held in ((None, True), (1500, False)):
+    run = outline.Outline(
+      transform,
+      streams.InMemory(base),
+      models,
+      jnp.float32,
+      None,
+      {},
+      18,
+      max_bytes,
+    )
+    assert {run.held(job) for job in run.jobs(18)} == {held}
+    merged.append(
+      drive.stream(transform, base, experts, piece=18, max_bytes=max_bytes)
+    )
+  np.testing.assert_array_equal(merged[0]['w'], merged[1]['w'])
+
+
 def test_rows_that_are_turned_stay_whole():
   kernels = merging.on_matrices(prunes('none'), layout='in_out')
   assert not selecting(kernels)
