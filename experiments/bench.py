@@ -2,6 +2,7 @@
 
     python -m experiments.bench --suite=methods --layers=2
     python -m experiments.bench --suite=merge --size=0.5B --experts=4,8
+    python -m experiments.bench --suite=numerics
     python -m experiments.bench --suite=train
 
 Prints a table as it goes. Medians over repeats; the machine should be idle.
@@ -19,6 +20,7 @@ from experiments.runtime import errors
 SUITES = {
   'merge': 'Merges of checkpoints, beside mergekit and the least possible.',
   'methods': 'Merges of a vision transformer, and sweeps as one vmap.',
+  'numerics': 'Rounding to narrow formats, beside pychop.',
   'train': 'Training and decoding of small decoders, beside nanoGPT.',
 }
 
@@ -29,7 +31,8 @@ _EXPERTS = flags.DEFINE_list(
 _METHODS = flags.DEFINE_list(
   'methods',
   [],
-  'Names of methods (train: of cases), separated by commas; the usual if none.',
+  'Names of methods (numerics: of formats; train: of cases), separated by'
+  ' commas; the usual if none.',
 )
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'How often to measure.', 1)
 _LAYERS = flags.DEFINE_integer(
@@ -47,8 +50,8 @@ _WORKDIR = flags.DEFINE_string(
 _PEER = flags.DEFINE_string(
   'peer',
   '',
-  'merge: mergekit-yaml, or the environment that has it; train: the environment'
-  ' that has nanoGPT.',
+  'merge: mergekit-yaml, or the environment that has it; numerics, train: the'
+  ' environment that has pychop, nanoGPT.',
 )
 _OURS_ONLY = flags.DEFINE_bool('ours_only', False, 'merge: without the peer.')
 
@@ -74,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
       ours_only=_OURS_ONLY.value,
     )
     return
-  if _SUITE.value == 'train':
+  if _SUITE.value in ('numerics', 'train'):
     suite.run(names=_METHODS.value, repeats=_REPEATS.value, peer=_PEER.value)
     return
   if len(counts) > 1:

@@ -13,8 +13,6 @@ import functools
 import os
 from pathlib import Path
 import statistics
-import time
-from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -25,19 +23,13 @@ from arithmetic import decoding
 from arithmetic import population
 from arithmetic import training
 from arithmetic import transformer
+from experiments.benchmarks import turns as turns_lib
 from experiments.runtime import config as config_lib
 from experiments.runtime import errors
 from third_party.peers import client
 
 _PEER = 'nanogpt'
 _STREAM = 1_000_000  # Tokens that lines are cut from.
-
-
-class Time(NamedTuple):
-  """Seconds that passed, and seconds of all threads."""
-
-  wall: float
-  cpu: float
 
 
 class Case(NamedTuple):
@@ -78,7 +70,7 @@ _POPULATION = Case(2, 2, 64, 16, 32, 20, models=16)
 _PROMPT, _ANSWER, _BATCH, _PROMPTS = 8, 5, 1_024, 10_240
 NAMES = (*TRAINED, 'population', 'decoding')
 
-Programs = Mapping[str, Callable[[], Time]]
+Programs = Mapping[str, Callable[[], turns_lib.Time]]
 
 
 def run(*, names: Sequence[str], repeats: int, peer: str) -> None:
@@ -107,25 +99,20 @@ def run(*, names: Sequence[str], repeats: int, peer: str) -> None:
       f' {os.cpu_count()} processors, load {load}; {limit / 1e9:.0f} GFLOP/s in'
       f' a product of matrices; {repeats} turns, median [range]\n'
     )
-    _row(
+    turns_lib.row(
       *('case', 'program', 'ms a step, wall', 'CPU', 'tokens/s'),
       *('GFLOP/s', 'of the limit, %', 'x nanoGPT, wall', 'CPU'),
     )
     print('| :- | :- ' + '| -: ' * 7 + '|', flush=True)
     for name in names or NAMES:
-      if name == 'decoding':
+      case, programs_of = _POPULATION, _populations
+      if name in TRAINED:
+        case, programs_of = TRAINED[name], _trainings
+      elif name == 'decoding':
         case = TRAINED['small']._replace(length=_PROMPT + _ANSWER)
-        _print(name, _race(_decoding(case, nanogpt), repeats))
-      elif name == 'population':
-        case = _POPULATION
-        _print(
-          name, _race(_populations(case, nanogpt), repeats), case, limit=limit
-        )
-      else:
-        case = TRAINED[name]
-        _print(
-          name, _race(_trainings(case, nanogpt), repeats), case, limit=limit
-        )
+        programs_of = _decoding
+      times = turns_lib.race(programs_of(case, nanogpt), repeats)
+      _print(name, times, None if name == 'decoding' else case, limit=limit)
 
 
 def config_of(case: Case) -> transformer.Config:
@@ -185,13 +172,13 @@ def _trainings(case: Case, nanogpt: client.Peer | None) -> Programs:
   step = jax.jit(functools.partial(_train, case), donate_argnums=1)
   states = [jax.jit(functools.partial(_start, case))(jax.random.key(0))]
 
-  def ours() -> Time:
-    begin = _now()
+  def ours() -> turns_lib.Time:
+    begin = turns_lib.now()
     states[0], losses = step(stream, states[0])
     losses.block_until_ready()
-    return _since(begin)
+    return turns_lib.since(begin)
 
-  programs: dict[str, Callable[[], Time]] = {'arithmerge': ours}
+  programs: dict[str, Callable[[], turns_lib.Time]] = {'arithmerge': ours}
   if nanogpt is not None:
     programs['nanoGPT'] = functools.partial(_peer_trains, nanogpt, case)
     programs['nanoGPT, compiled'] = functools.partial(
@@ -207,7 +194,7 @@ def _populations(case: Case, nanogpt: client.Peer | None) -> Programs:
   start = jax.jit(jax.vmap(functools.partial(_start, case)))
   train = functools.partial(_train, case)
 
-  def together(how: population.How) -> Callable[[], Time]:
+  def together(how: population.How) -> Callable[[], turns_lib.Time]:
     @jax.jit
     def step(stream, states):
       one = functools.partial(train, stream)
@@ -215,22 +202,22 @@ def _populations(case: Case, nanogpt: client.Peer | None) -> Programs:
 
     states = [start(keys)]
 
-    def turn() -> Time:
-      begin = _now()
+    def turn() -> turns_lib.Time:
+      begin = turns_lib.now()
       states[0], losses = step(stream, states[0])
       losses.block_until_ready()
-      return _since(begin)
+      return turns_lib.since(begin)
 
     return turn
 
   alone = jax.jit(train)
   state = jax.jit(functools.partial(_start, case))(keys[0])
 
-  def one_by_one() -> Time:
-    begin = _now()
+  def one_by_one() -> turns_lib.Time:
+    begin = turns_lib.now()
     for _ in range(case.models):
       alone(stream, state)[1].block_until_ready()
-    return _since(begin)
+    return turns_lib.since(begin)
 
   programs = {
     'arithmerge, vmap': together('vmap'),
@@ -257,16 +244,16 @@ def _decoding(case: Case, nanogpt: client.Peer | None) -> Programs:
       params, prompts, length, config=config, prefill=_PROMPT
     )
 
-  def ours() -> Time:
-    begin = _now()
+  def ours() -> turns_lib.Time:
+    begin = turns_lib.now()
     for some in prompts:
       write(params, some).block_until_ready()
-    return _since(begin)
+    return turns_lib.since(begin)
 
-  programs: dict[str, Callable[[], Time]] = {'arithmerge': ours}
+  programs: dict[str, Callable[[], turns_lib.Time]] = {'arithmerge': ours}
   if nanogpt is not None:
     programs['nanoGPT'] = functools.partial(
-      _ask,
+      turns_lib.ask,
       nanogpt,
       job='generate',
       shape=_shape(case),
@@ -280,8 +267,8 @@ def _decoding(case: Case, nanogpt: client.Peer | None) -> Programs:
 
 def _peer_trains(
   nanogpt: client.Peer, case: Case, *, compiled: bool = False
-) -> Time:
-  return _ask(
+) -> turns_lib.Time:
+  return turns_lib.ask(
     nanogpt,
     job='train',
     shape=_shape(case),
@@ -293,39 +280,9 @@ def _peer_trains(
   )
 
 
-def _ask(nanogpt: client.Peer, **request: Any) -> Time:
-  answer = nanogpt.ask(request)
-  return Time(answer['wall'], answer['cpu'])
-
-
 def _shape(case: Case) -> dict[str, int]:
   names = ('layers', 'heads', 'width', 'length', 'vocabulary')
   return {name: getattr(case, name) for name in names}
-
-
-def _now() -> Time:
-  return Time(time.perf_counter(), time.process_time())
-
-
-def _since(begin: Time) -> Time:
-  now = _now()
-  return Time(now.wall - begin.wall, now.cpu - begin.cpu)
-
-
-def _race(programs: Programs, repeats: int) -> Mapping[str, list[Time]]:
-  """Lets programs run in turns, once before any is timed."""
-  times: dict[str, list[Time]] = {}
-  for name, program in programs.items():
-    try:
-      program()
-    except RuntimeError as error:  # A peer that cannot, says so in its row.
-      print(f'{name}: {str(error)[-300:]}', flush=True)
-    else:
-      times[name] = []
-  for _ in range(repeats):
-    for name, turns in times.items():
-      turns.append(programs[name]())
-  return times
 
 
 def _multiplications(repeats: int) -> float:
@@ -336,10 +293,10 @@ def _multiplications(repeats: int) -> float:
   multiply(matrix, matrix).block_until_ready()
   times = []
   for _ in range(repeats):
-    begin = _now()
+    begin = turns_lib.now()
     for _ in range(count):
       multiply(matrix, matrix).block_until_ready()
-    times.append(_since(begin).wall)
+    times.append(turns_lib.since(begin).wall)
   return 2 * size**3 * count / min(times)
 
 
@@ -360,7 +317,7 @@ def _operations(case: Case) -> float:
 
 def _print(
   name: str,
-  times: Mapping[str, Sequence[Time]],
+  times: Mapping[str, Sequence[turns_lib.Time]],
   case: Case | None = None,
   *,
   limit: float = 0.0,
@@ -379,17 +336,13 @@ def _print(
       f'{rate / 1e9:.0f}' if rate else '',
       f'{100 * rate / limit:.0f}' if rate else '',
     ]
-    for field in Time._fields:
+    for field in turns_lib.Time._fields:
       ratios = [
         getattr(b, field) / getattr(a, field)
         for a, b in zip(turns, others, strict=False)
       ]
       cells.append(_spread(ratios) if ratios and program != 'nanoGPT' else '')
-    _row(name, program, *cells)
-
-
-def _row(*cells: str) -> None:
-  print(f'| {" | ".join(cells)} |', flush=True)
+    turns_lib.row(name, program, *cells)
 
 
 def _spread(values: Sequence[float]) -> str:

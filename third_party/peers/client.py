@@ -18,6 +18,7 @@ RUNNERS = {
   'mergekit': 'on_mergekit.py',
   'fusion-bench': 'on_fusion_bench.py',
   'nanogpt': 'on_nanogpt.py',
+  'pychop': 'on_pychop.py',
 }
 _HERE = pathlib.Path(__file__).parent
 
