@@ -5,6 +5,15 @@ from numerics.bounding import interval
 from numerics.counting import count
 from numerics.counting import HOROWITZ_45NM
 from numerics.emulation import emulate
+from numerics.fixed_point import FixedPoint
+from numerics.fixed_point import int2
+from numerics.fixed_point import int4
+from numerics.fixed_point import int8
+from numerics.fixed_point import int16
+from numerics.fixed_point import uint2
+from numerics.fixed_point import uint4
+from numerics.fixed_point import uint8
+from numerics.fixed_point import uint16
 from numerics.formats import bfloat16
 from numerics.formats import float4_e2m1fn
 from numerics.formats import float6_e2m3fn
@@ -20,6 +29,7 @@ from numerics.formats import float16
 from numerics.formats import Format
 from numerics.formats import tfloat32
 from numerics.interpreter import transform
+from numerics.number_format import NumberFormat
 from numerics.policies import Override
 from numerics.policies import Policy
 from numerics.policies import Precision
@@ -34,8 +44,10 @@ from numerics.sums import Accumulator
 __all__ = [
   'HOROWITZ_45NM',
   'Accumulator',
+  'FixedPoint',
   'Format',
   'Interval',
+  'NumberFormat',
   'Override',
   'Policy',
   'Precision',
@@ -55,11 +67,19 @@ __all__ = [
   'float8_e5m2',
   'float8_e5m2fnuz',
   'float16',
+  'int2',
+  'int4',
+  'int8',
+  'int16',
   'interval',
   'ranges',
   'round_to',
   'shadow',
   'tfloat32',
   'transform',
+  'uint2',
+  'uint4',
+  'uint8',
+  'uint16',
   'ulp',
 ]

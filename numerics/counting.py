@@ -218,15 +218,14 @@ def _cost(equation: programs.Equation, policy: policies.Policy | None) -> Cost:
     others = size if equation.params['y'] < 0 else 0
   elif not moved:
     others = size
-  wanted, written = _formats(equation, policy)
+  wanted, written, kind = _formats(equation, policy)
   read = sum(
     _size(each) * bits
     for each, bits in zip(equation.inputs, wanted, strict=True)
   )
-  floating = any(map(programs.is_inexact, equation.inputs))
   return Cost(
     reports.operation(equation),
-    'float' if floating or equation.floating else 'int',
+    kind,
     max(wanted, default=written),
     adds * times,
     multiplies * times,
@@ -237,22 +236,26 @@ def _cost(equation: programs.Equation, policy: policies.Policy | None) -> Cost:
 
 def _formats(
   equation: programs.Equation, policy: policies.Policy | None
-) -> tuple[list[int], int]:
-  """Bits of each operand, and of the result."""
+) -> tuple[list[int], int, str]:
+  """Bits of each operand and of the result, and the kind of operands."""
   wanted = [_bits(each) for each in equation.inputs]
   written = max(map(_bits, equation.outputs))
+  floating = equation.floating or any(map(programs.is_inexact, equation.inputs))
+  kind = 'float' if floating else 'int'
   if policy is None or not emulation.computes(equation):
-    return wanted, written
+    return wanted, written, kind
   precision = policy.precision(equation)
   if precision is None:
-    return wanted, written
+    return wanted, written, kind
   inputs = precision.inputs
   each = inputs if isinstance(inputs, tuple) else (inputs,) * len(wanted)
   wanted = [
     bits if fmt is None or not programs.is_inexact(operand) else fmt.bits
     for bits, fmt, operand in zip(wanted, each, equation.inputs, strict=True)
   ]
-  return wanted, precision.output.bits if precision.output else written
+  if all(fmt is not None and fmt.uniform for fmt in each):
+    kind = 'int'
+  return wanted, precision.output.bits if precision.output else written, kind
 
 
 def _size(aval: Any) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from numerics import contractions
 from numerics import formats
 from numerics import interpreter
+from numerics import number_format
 from numerics import policies
 from numerics import primitives
 from numerics import programs
@@ -260,12 +261,18 @@ class Arithmetic:
 
 
 def _kept(step: interpreter.Step, known: Any) -> Any:
-  """What is known of numbers that were moved; −0 may be new."""
+  """What is known of numbers that were moved.
+
+  −0 may be new, and so may what is opposite to the smallest number.
+  """
   if step.primitive in ('bitcast_convert_type', 'rng_uniform', 'random_gamma'):
     return None
-  if step.primitive == 'neg':
-    single = isinstance(known, formats.Format) and not known.negative_zero
-    return None if single or known == _EVERY else known
+  if step.primitive in ('neg', 'abs'):
+    if known is None or known == _EVERY:
+      return known if step.primitive == 'abs' else None
+    symmetric = known.min == -known.max
+    kept = symmetric and (known.negative_zero or step.primitive == 'abs')
+    return known if kept else None
   return known
 
 
@@ -338,7 +345,7 @@ class _Rounded:
         f' {dtype}, which float32 does not carry; run the function in float32.'
       )
 
-  def target(self) -> formats.Format | None:
+  def target(self) -> number_format.NumberFormat | None:
     """The format of the result: what is wanted, or the dtype if narrower."""
     fmt = self.precision.output
     for output in self.step.outputs:
@@ -354,7 +361,9 @@ class _Rounded:
       ' function in float32.'
     )
 
-  def rounded(self, x: jax.Array, fmt: formats.Format | None) -> jax.Array:
+  def rounded(
+    self, x: jax.Array, fmt: number_format.NumberFormat | None
+  ) -> jax.Array:
     """Rounds once more, with a key of its own."""
     if fmt is None or fmt == FLOAT32:
       return x
@@ -384,7 +393,7 @@ class _Rounded:
       wanted = self.precision.inputs
       pair = wanted if isinstance(wanted, tuple) else (wanted, wanted)
       exact = all(
-        (fmt or _FORMATS[each.dtype]).mantissa_bits < 12
+        (fmt or _FORMATS[each.dtype]).significant_bits <= 12
         for fmt, each in zip(pair, step.inputs, strict=True)
       )
       product = sums.dot(
@@ -422,12 +431,12 @@ class _Rounded:
     )
 
 
-def _includes(fmt: formats.Format | None, known: Any) -> bool:
+def _includes(fmt: number_format.NumberFormat | None, known: Any) -> bool:
   """Whether rounding to a format keeps what is known to be in another."""
   if fmt is None or known in (_EVERY, fmt):
     return True
   return (
-    isinstance(known, formats.Format)
+    isinstance(known, number_format.NumberFormat)
     and fmt.contains(known)
     and fmt.infinities
     and fmt.overflow == 'inf'

@@ -1,16 +1,19 @@
 """Binary floating-point formats whose values are carried in float32."""
 
 import dataclasses
+import functools
 import typing
 
 import numpy as np
+
+from numerics import number_format
 
 NanStyle = typing.Literal['ieee', 'all_ones', 'negative_zero', 'none']
 Overflow = typing.Literal['inf', 'nan', 'saturate']
 
 
 @dataclasses.dataclass(frozen=True)
-class Format:
+class Format(number_format.NumberFormat):
   """A binary floating-point format, described by its encoding.
 
   A format is a set of numbers with a rule for what lies beyond the largest.
@@ -77,18 +80,18 @@ class Format:
   overflow: Overflow = 'inf'
 
   def __post_init__(self) -> None:
-    _check_int('exponent_bits', self.exponent_bits, 1, 8)
-    _check_int('mantissa_bits', self.mantissa_bits, 0, 23)
+    check_int = functools.partial(number_format.check_int, 'Format')
+    check_int('exponent_bits', self.exponent_bits, 1, 8)
+    check_int('mantissa_bits', self.mantissa_bits, 0, 23)
     if self.bias is None:
       object.__setattr__(self, 'bias', 2 ** (self.exponent_bits - 1) - 1)
-    _check_int('bias', self.bias, -126, 127)
+    check_int('bias', self.bias, -126, 127)
     for field in ('subnormals', 'infinities'):
-      if not isinstance(getattr(self, field), bool):
-        raise TypeError(
-          f'Format: {field} must be a bool, got {getattr(self, field)!r}.'
-        )
-    _check_choice('nan', self.nan, typing.get_args(NanStyle))
-    _check_choice('overflow', self.overflow, typing.get_args(Overflow))
+      number_format.check_bool('Format', field, getattr(self, field))
+    for field, choices in (('nan', NanStyle), ('overflow', Overflow)):
+      number_format.check_choice(
+        'Format', field, getattr(self, field), typing.get_args(choices)
+      )
     if self.nan == 'ieee' and not self.infinities:
       raise ValueError(
         "Format: nan='ieee' keeps the largest exponent field for infinities"
@@ -150,6 +153,11 @@ class Format:
     return name
 
   @property
+  def uniform(self) -> bool:
+    """Whether values are evenly spaced everywhere: no."""
+    return False
+
+  @property
   def bits(self) -> int:
     """Width of a code: sign, exponent field and mantissa field."""
     return 1 + self.exponent_bits + self.mantissa_bits
@@ -163,6 +171,11 @@ class Format:
   def emax(self) -> int:
     """Exponent of the largest number: `2**emax <= max < 2**(emax + 1)`."""
     return (self._max_code >> self.mantissa_bits) - self.bias
+
+  @property
+  def min(self) -> float:
+    """The smallest finite value, `-max`."""
+    return -self.max
 
   @property
   def max(self) -> float:
@@ -182,6 +195,21 @@ class Format:
     return self.min_normal
 
   @property
+  def min_positive(self) -> float:
+    """The smallest positive value, `min_subnormal`."""
+    return self.min_subnormal
+
+  @property
+  def last_place(self) -> int:
+    """Every value is a multiple of two to this."""
+    return self.emin - self.mantissa_bits
+
+  @property
+  def significant_bits(self) -> int:
+    """Width of the significand, the hidden bit included."""
+    return self.mantissa_bits + 1
+
+  @property
   def eps(self) -> float:
     """The relative spacing `2**-mantissa_bits`, as `jnp.finfo(...).eps`."""
     return 2.0**-self.mantissa_bits
@@ -190,19 +218,6 @@ class Format:
   def negative_zero(self) -> bool:
     """Whether −0 exists; where it does not, −0 becomes +0."""
     return self.nan != 'negative_zero'
-
-  def contains(self, other: 'Format') -> bool:
-    """Whether every number of another format is one of this.
-
-    Examples:
-      >>> bfloat16.contains(float8_e4m3fn), bfloat16.contains(float16)
-      (True, False)
-    """
-    return (
-      other.mantissa_bits <= self.mantissa_bits
-      and other.emin - other.mantissa_bits >= self.emin - self.mantissa_bits
-      and other.max <= self.max
-    )
 
   def values(self) -> np.ndarray:
     """All finite values, ascending, zero once.
@@ -213,11 +228,7 @@ class Format:
     Raises:
       ValueError: If the format is wider than 16 bits.
     """
-    if self.bits > 16:
-      raise ValueError(
-        f'Format.values: {self.name} has {self.bits} bits; only formats of at'
-        ' most 16 bits are enumerated.'
-      )
+    number_format.check_enumerable(self)
     first = 1 if self.subnormals else 2**self.mantissa_bits
     positive = [self._decode(c) for c in range(first, self._max_code + 1)]
     negative = [-v for v in reversed(positive)]
@@ -246,26 +257,6 @@ class Format:
     significand = fraction + (2**self.mantissa_bits if field else 0)
     exponent = max(field, 1) - self.bias - self.mantissa_bits
     return significand * 2.0**exponent
-
-
-def _check_int(field: str, value: object, low: int, high: int) -> None:
-  if isinstance(value, bool) or not isinstance(value, int):
-    raise TypeError(
-      f'Format: {field} must be an int, got {value!r} of type'
-      f' {type(value).__name__}.'
-    )
-  if not low <= value <= high:
-    raise ValueError(
-      f'Format: {field} must be from {low} to {high}, got {value}; float32'
-      ' carries nothing wider.'
-    )
-
-
-def _check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
-  if value not in choices:
-    raise ValueError(
-      f'Format: {field} must be one of {", ".join(choices)}; got {value!r}.'
-    )
 
 
 # Storage formats with infinities and NaNs, as IEEE 754 arranges them.

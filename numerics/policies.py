@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import re
 
-from numerics import formats
+from numerics import number_format
 from numerics import primitives
 from numerics import programs
 from numerics import rounding
@@ -41,8 +41,12 @@ class Precision:
     'bfloat16'
   """
 
-  inputs: formats.Format | tuple[formats.Format | None, ...] | None = None
-  output: formats.Format | None = None
+  inputs: (
+    number_format.NumberFormat
+    | tuple[number_format.NumberFormat | None, ...]
+    | None
+  ) = None
+  output: number_format.NumberFormat | None = None
   accumulator: sums.Accumulator | None = None
   mode: rounding.Mode | None = None
 
@@ -61,7 +65,7 @@ class Precision:
     _check_mode('Precision', self.mode)
 
 
-PrecisionLike = formats.Format | Precision
+PrecisionLike = number_format.NumberFormat | Precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +222,7 @@ class Policy:
     return not modes.isdisjoint(rounding.STOCHASTIC_MODES)
 
   def _filled(self, precision: PrecisionLike | None) -> Precision | None:
-    if isinstance(precision, formats.Format):
+    if isinstance(precision, number_format.NumberFormat):
       precision = Precision(inputs=precision, output=precision)
     if precision is None or precision.mode is not None:
       return precision
@@ -270,7 +274,7 @@ def _suggestion(
 
 
 def _check_precision(owner: str, field: str, value: object) -> None:
-  if not isinstance(value, formats.Format | Precision | None):
+  if not isinstance(value, number_format.NumberFormat | Precision | None):
     raise TypeError(
       f'{owner}: {field} must be a numerics.Format or numerics.Precision, got'
       f' {value!r} of type {type(value).__name__}.'
@@ -288,7 +292,7 @@ def as_policy(function: str, value: object) -> Policy:
   """Returns a policy as it is, and a format or a precision for everything."""
   if isinstance(value, Policy):
     return value
-  if isinstance(value, formats.Format | Precision):
+  if isinstance(value, number_format.NumberFormat | Precision):
     return Policy(value)
   raise TypeError(
     f'{function}: expected a numerics.Policy, Precision or Format, got'

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numerics import formats
 from numerics import interpreter
+from numerics import number_format
 from numerics import programs
 from numerics import reports
 from numerics import rounding
@@ -30,6 +30,7 @@ class Range:
     operation: Which operation.
     count: How many numbers.
     zeros: How many of them are 0.
+    negatives: How many are below 0, the finite ones.
     nonfinite: How many are infinite or NaN.
     min: The smallest magnitude but for zeros; infinite if there is none.
     max: The largest finite magnitude.
@@ -40,16 +41,18 @@ class Range:
   operation: reports.Operation
   count: int
   zeros: int
+  negatives: int
   nonfinite: int
   min: float
   max: float
   histogram: np.ndarray
 
-  def lost(self, fmt: formats.Format) -> float:
+  def lost(self, fmt: number_format.NumberFormat) -> float:
     """The fraction of nonzero numbers that are beyond the range of a format.
 
     Those above `fmt.max`, and those that rounding to nearest makes zero; within
-    a factor of two, since it is the histogram that says.
+    a factor of two, since it is the histogram that says. In formats without
+    negative numbers, those too; then it is the larger of the two fractions.
 
     Args:
       fmt: The format.
@@ -58,15 +61,21 @@ class Range:
       From 0 to 1.
     """
     exponents = np.arange(_LOWEST, _LOWEST + _BINS)
-    low = math.floor(math.log2(fmt.min_subnormal)) - 1
+    low = math.floor(math.log2(fmt.min_positive)) - 1
     above = (exponents > fmt.emax) & (self.max > fmt.max)
-    below = (exponents < low) & (self.min <= fmt.min_subnormal / 2)
+    below = (exponents < low) & (self.min <= fmt.min_positive / 2)
     total = max(1, int(self.histogram.sum()))
-    return float(self.histogram[above | below].sum()) / total
+    lost = int(self.histogram[above | below].sum())
+    if fmt.min == 0:
+      lost = max(lost, self.negatives)
+    return lost / total
 
   def smallest_format(
-    self, candidates: Sequence[formats.Format], *, tolerance: float = 0.0
-  ) -> formats.Format | None:
+    self,
+    candidates: Sequence[number_format.NumberFormat],
+    *,
+    tolerance: float = 0.0,
+  ) -> number_format.NumberFormat | None:
     """The first of some formats that holds the range.
 
     Args:
@@ -162,6 +171,7 @@ def _row(operation: reports.Operation, record: dict[str, Any]) -> Range:
     operation,
     int(record['count']),
     int(record['zeros']),
+    int(record['negatives']),
     int(record['nonfinite']),
     float(record['min'].view(np.float32)),
     float(record['max'].view(np.float32)),
@@ -175,6 +185,7 @@ def _empty(equation: programs.Equation) -> dict[str, Any]:
   return {
     'count': np.int32(0),
     'zeros': np.int32(0),
+    'negatives': np.int32(0),
     'nonfinite': np.int32(0),
     # Magnitudes as bit patterns, since a minimum may flush denormals.
     'min': np.int32(_INFINITY),
@@ -209,6 +220,7 @@ def _range(x: jax.Array) -> dict[str, Any]:
   return {
     'count': jnp.int32(magnitude.size),
     'zeros': jnp.sum(magnitude == 0, dtype=jnp.int32),
+    'negatives': jnp.sum(counted & (jnp.ravel(bits) < 0), dtype=jnp.int32),
     'nonfinite': jnp.sum(~finite, dtype=jnp.int32),
     'min': jnp.min(jnp.where(counted, magnitude, _INFINITY), initial=_INFINITY),
     'max': jnp.max(jnp.where(counted, magnitude, 0), initial=0),

@@ -9,6 +9,7 @@ import numpy as np
 
 from numerics import formats
 from numerics import noise
+from numerics import number_format
 
 Mode = typing.Literal[
   'nearest_even',
@@ -41,7 +42,7 @@ _NARROW_DTYPES = {
 
 def round_to(
   x: jax.typing.ArrayLike,
-  fmt: formats.Format,
+  fmt: number_format.NumberFormat,
   *,
   mode: Mode = 'nearest_even',
   key: jax.Array | None = None,
@@ -76,7 +77,7 @@ def round_to(
   that have them, unless `fmt.overflow` is `'saturate'`; in other formats they
   overflow in every mode. A NaN stays NaN, quiet and without payload, even in
   formats that lack it: the carrier keeps the mistake visible. −0 keeps its
-  sign where the format has −0.
+  sign where the format has −0. What wraps does so after rounding in any mode.
 
   Without subnormals, zero and `fmt.min_normal` are neighbours like any other
   two (this is not a flush to zero, which would break directed rounding).
@@ -88,7 +89,7 @@ def round_to(
     x: float32, bfloat16 or float16 of any shape; widened exactly. Wider floats
       and integers are refused, because narrowing them to float32 first would
       round twice.
-    fmt: The format to round to.
+    fmt: The format to round to, a `Format` or a `FixedPoint`.
     mode: The direction of rounding, as above.
     key: A PRNG key, for the stochastic modes and only for them. Under `vmap`
       an unbatched key gives every member the same draws.
@@ -154,7 +155,7 @@ def round_to(
   return _round_to(x, key, fmt, mode)
 
 
-def ulp(x: jax.typing.ArrayLike, fmt: formats.Format) -> jax.Array:
+def ulp(x: jax.typing.ArrayLike, fmt: number_format.NumberFormat) -> jax.Array:
   """The spacing of a format's values at each element.
 
   The unit in the last place, by which errors of rounding are measured: with
@@ -164,7 +165,7 @@ def ulp(x: jax.typing.ArrayLike, fmt: formats.Format) -> jax.Array:
 
   At a power of two it is the spacing above. Rounding to nearest errs by at most
   half of it up to `fmt.max`. Formats without subnormals have the spacing
-  `fmt.min_normal` below it.
+  `fmt.min_normal` below it, and fixed-point ones `fmt.step` everywhere.
 
   Args:
     x: float32, bfloat16 or float16 of any shape.
@@ -220,12 +221,13 @@ def checked_array(function: str, x: object) -> jax.Array:
   return jnp.asarray(x)
 
 
-def checked_format(function: str, fmt: object) -> formats.Format:
-  """Returns `fmt`, if it is a `Format`."""
-  if not isinstance(fmt, formats.Format):
+def checked_format(function: str, fmt: object) -> number_format.NumberFormat:
+  """Returns `fmt`, if it is a format of numbers."""
+  if not isinstance(fmt, number_format.NumberFormat):
     raise TypeError(
       f'{function}: fmt must be a numerics.Format such as'
-      f' numerics.float8_e4m3fn, got {fmt!r} of type {type(fmt).__name__}.'
+      ' numerics.float8_e4m3fn, or a numerics.FixedPoint such as'
+      f' numerics.int8; got {fmt!r} of type {type(fmt).__name__}.'
     )
   return fmt
 
@@ -254,7 +256,10 @@ def _checked_key(mode: str, key: jax.Array | None) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=('fmt', 'mode'))
 def _round_to(
-  x: jax.Array, key: jax.Array | None, fmt: formats.Format, mode: Mode
+  x: jax.Array,
+  key: jax.Array | None,
+  fmt: number_format.NumberFormat,
+  mode: Mode,
 ) -> jax.Array:
   random = None if key is None else noise.random_bits(key, x.shape)
   rounded = _round_bits(_to_bits(x), fmt, mode, random)
@@ -263,26 +268,37 @@ def _round_to(
 
 
 @functools.partial(jax.jit, static_argnames='fmt')
-def _ulp(x: jax.Array, fmt: formats.Format) -> jax.Array:
+def _ulp(x: jax.Array, fmt: number_format.NumberFormat) -> jax.Array:
   magnitude = _to_bits(x) & ~_SIGN
+  if fmt.uniform:
+    spacing = jnp.full_like(magnitude, _pattern(fmt.min_positive))
+  else:
+    spacing = _growing_spacing(magnitude, fmt)
+  spacing = jnp.where(magnitude >= _INF, _NAN, spacing)
+  return _from_bits(spacing, jnp.dtype(jnp.float32))
+
+
+def _growing_spacing(
+  magnitude: jax.Array, fmt: number_format.NumberFormat
+) -> jax.Array:
+  """The pattern of the spacing, in a format where it grows with the value."""
   field = jnp.clip(
     (magnitude >> np.uint32(23)).astype(jnp.int32),
     np.int32(fmt.emin + 127),
     np.int32(fmt.emax + 127),
-  ) - np.int32(fmt.mantissa_bits)
+  ) - np.int32(fmt.significant_bits - 1)
   spacing = jnp.where(
     field >= 1,
     field << np.int32(23),
     np.int32(1) << jnp.clip(field + np.int32(22), 0, 22),  # A denormal.
   ).astype(jnp.uint32)
-  if not fmt.subnormals:
-    min_normal = _pattern(fmt.min_normal)
-    spacing = jnp.where(magnitude < min_normal, min_normal, spacing)
-  spacing = jnp.where(magnitude >= _INF, _NAN, spacing)
-  return _from_bits(spacing, jnp.dtype(jnp.float32))
+  if fmt.subnormals:
+    return spacing
+  min_normal = _pattern(fmt.min_positive)
+  return jnp.where(magnitude < min_normal, min_normal, spacing)
 
 
-def _holds(dtype: jnp.dtype, fmt: formats.Format) -> bool:
+def _holds(dtype: jnp.dtype, fmt: number_format.NumberFormat) -> bool:
   """Whether every value of the format is one of the dtype."""
   if dtype == jnp.float32:
     return True
@@ -312,7 +328,7 @@ def _pattern(value: float) -> np.uint32:
 
 def _round_bits(
   bits: jax.Array,
-  fmt: formats.Format,
+  fmt: number_format.NumberFormat,
   mode: Mode,
   random: jax.Array | None,
 ) -> jax.Array:
@@ -324,9 +340,10 @@ def _round_bits(
   is adding one unit in the last place, and a carry moves to the next binade by
   itself. This holds down to the smallest positive value of the format, whose
   leading bit is its last place; below it the neighbours are that value and
-  zero.
+  zero. Where values are evenly spaced, their step is everywhere what it is next
+  to zero, down to the last place of float32.
   """
-  m = fmt.mantissa_bits
+  m = 23 if fmt.uniform else fmt.significant_bits - 1
   sign = bits & _SIGN
   negative = sign != 0
   magnitude = bits & ~_SIGN
@@ -334,11 +351,11 @@ def _round_bits(
   field = jnp.maximum(magnitude >> np.uint32(23), _ONE).astype(jnp.int32)
   significand = jnp.minimum(magnitude, magnitude & _FRACTION | _HIDDEN)
 
-  min_normal = _pattern(fmt.min_normal)
-  smallest = _pattern(fmt.min_subnormal)
+  min_normal = _pattern(2.0**fmt.emin)
+  smallest = _pattern(fmt.min_positive)
   # The step of a normal number is 2**(23 - m); where values are spaced evenly
   # towards zero it doubles with every binade down.
-  lowest = fmt.emin + 127 - (m if fmt.subnormals else 0)
+  lowest = (fmt.last_place if fmt.subnormals else fmt.emin) + 127
   shift = np.int32(23 + lowest) - field
   if fmt.subnormals:
     shift = jnp.maximum(shift, np.int32(23 - m))
@@ -352,7 +369,7 @@ def _round_bits(
   if m:
     odd = (significand & step) != 0
   else:  # The last bit of the code is that of the format's exponent field.
-    odd = ((field + np.int32(fmt.bias + 1)) & 1) != 0
+    odd = ((field + np.int32(fmt.emin)) & 1) != 0
     odd = odd & (magnitude >= min_normal)
 
   lower = magnitude & ~(step - _ONE)
@@ -365,9 +382,16 @@ def _round_bits(
   away = _away(mode, rest, step, odd, negative, random)
   rounded = lower + jnp.where(away, step_up, _ZERO)
 
+  if fmt.overflow == 'wrap':
+    return jnp.where(
+      magnitude < _INF, _wrapped(rounded, sign, fmt), _NAN | sign
+    )
+  largest: jax.Array | np.uint32 = _pattern(fmt.max)
+  if fmt.min != -fmt.max:
+    largest = jnp.where(negative, _pattern(abs(fmt.min)), largest)
   rounded = jnp.where(
-    rounded > _pattern(fmt.max),
-    _beyond(fmt, mode, magnitude, negative),
+    rounded > largest,
+    _beyond(fmt, mode, magnitude, negative, largest),
     rounded,
   )
   rounded = jnp.where(magnitude > _INF, _NAN, rounded)
@@ -403,11 +427,39 @@ def _away(
   return (rest != 0) & (random >= _SIGN)
 
 
+def _wrapped(
+  rounded: jax.Array, sign: jax.Array, fmt: number_format.NumberFormat
+) -> jax.Array:
+  """The value that is congruent to a multiple of the step."""
+  field = jnp.maximum(rounded >> np.uint32(23), _ONE).astype(jnp.int32)
+  significand = jnp.minimum(rounded, rounded & _FRACTION | _HIDDEN)
+  # How far its last place is from that of the format; what a shift to the left
+  # loses is a multiple of 2**bits, and one to the right loses nothing.
+  places = field - np.int32(150 + fmt.last_place)
+  code = jnp.where(
+    places >= 0,
+    significand << jnp.clip(places, 0, 31).astype(jnp.uint32),
+    significand >> jnp.clip(-places, 0, 31).astype(jnp.uint32),
+  )
+  code = jnp.where(sign != 0, _ZERO - code, code)
+  unused = np.uint32(32 - fmt.bits)
+  code = code << unused
+  if fmt.min < 0:
+    units = code.astype(jnp.int32) >> unused.astype(np.int32)
+  else:
+    units = (code >> unused).astype(jnp.int32)
+  value = units.astype(jnp.float32) * np.float32(fmt.min_positive)
+  return jax.lax.bitcast_convert_type(value, jnp.uint32)
+
+
 def _beyond(
-  fmt: formats.Format, mode: Mode, magnitude: jax.Array, negative: jax.Array
+  fmt: number_format.NumberFormat,
+  mode: Mode,
+  magnitude: jax.Array,
+  negative: jax.Array,
+  largest: jax.Array | np.uint32,
 ) -> jax.Array | np.uint32:
   """What a magnitude beyond the largest value becomes."""
-  largest = _pattern(fmt.max)
   overflow = {'inf': _INF, 'nan': _NAN, 'saturate': largest}[fmt.overflow]
   if mode in ('toward_zero', 'to_odd'):
     return jnp.where(magnitude < _INF, largest, overflow)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numerics import formats
+from numerics import number_format
 from numerics import rounding
 
 Axis = int | Sequence[int] | None
@@ -15,7 +15,7 @@ Axis = int | Sequence[int] | None
 
 def absmax_scale(
   x: jax.typing.ArrayLike,
-  fmt: formats.Format,
+  fmt: number_format.NumberFormat,
   *,
   axis: Axis = None,
   power_of_two: bool = False,
@@ -68,7 +68,7 @@ def absmax_scale(
 
 def fake_quantize(
   x: jax.typing.ArrayLike,
-  fmt: formats.Format,
+  fmt: number_format.NumberFormat,
   *,
   axis: Axis = None,
   power_of_two: bool = False,
@@ -124,7 +124,7 @@ def fake_quantize(
 @functools.partial(jax.jit, static_argnames=('fmt', 'axis', 'power_of_two'))
 def _absmax_scale(
   x: jax.Array,
-  fmt: formats.Format,
+  fmt: number_format.NumberFormat,
   axis: tuple[int, ...] | None,
   power_of_two: bool,
 ) -> jax.Array:
@@ -156,7 +156,7 @@ def _absmax_scale(
 def _fake_quantize(
   x: jax.Array,
   key: jax.Array | None,
-  fmt: formats.Format,
+  fmt: number_format.NumberFormat,
   axis: tuple[int, ...] | None,
   power_of_two: bool,
   mode: rounding.Mode,
@@ -166,12 +166,14 @@ def _fake_quantize(
   largest = np.float32(fmt.max)
   # XLA turns division by a broadcast array into this product where it sees one,
   # which differs between jit, vmap and eager execution; so say it outright.
-  scaled = jnp.clip(wide * (1 / scale), -largest, largest)
+  scaled = jnp.clip(
+    wide * (1 / scale), np.float32(max(fmt.min, -fmt.max)), largest
+  )
   stored = rounding.round_to(scaled, fmt, mode=mode, key=key)
   return rounding.straight_through(x, scale * stored)
 
 
-def _largest_scale(fmt: formats.Format) -> np.float32:
+def _largest_scale(fmt: number_format.NumberFormat) -> np.float32:
   """The largest float32 whose product with the largest value is finite."""
   limit = float(np.finfo(np.float32).max)
   scale = np.float32(min(limit, limit / fmt.max))

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from numerics import emulation
-from numerics import formats
 from numerics import interpreter
+from numerics import number_format
 from numerics import policies
 from numerics import programs
 from numerics import reports
@@ -227,7 +227,7 @@ def _errors(
   run: jax.Array,
   reference: jax.Array,
   local: jax.Array,
-  fmt: formats.Format | None,
+  fmt: number_format.NumberFormat | None,
 ) -> dict[str, Any]:
   """Compares one result with the two it should be."""
   run, reference, local = (

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numerics import formats
+from numerics import number_format
 from numerics import rounding
 
 Order = typing.Literal['sequential', 'chunked', 'blocked', 'pairwise']
@@ -27,7 +27,8 @@ _GROUP = 8
 class Accumulator:
   """How the terms of a sum are added: a format and an order.
 
-  Let `+` be the exact sum rounded once to the format. The terms `t_0 …` of a
+  Let `+` be the exact sum rounded once to the format (if that has at most 22
+  significant bits; 21 if it wraps). The terms `t_0 …` of a
   product of matrices are exact products if the operands have at most 12
   significant bits (any format up to tfloat32 and float16), and else rounded to
   float32.
@@ -68,7 +69,7 @@ class Accumulator:
       doi:10.1137/0914050.
   """
 
-  fmt: formats.Format
+  fmt: number_format.NumberFormat
   order: Order = 'sequential'
   chunk: int = 32
 
@@ -95,7 +96,7 @@ class Adder:
     key: For stochastic modes; every addition makes one of its own of it.
   """
 
-  fmt: formats.Format | None
+  fmt: number_format.NumberFormat | None
   mode: rounding.Mode
   key: jax.Array | None
 
@@ -109,7 +110,11 @@ class Adder:
     """Returns the rounded sum."""
     if self.fmt is None:
       return a + b
-    total = a + b if self.fmt.mantissa_bits > 21 else add_to_odd(a, b)
+    if self.fmt.overflow == 'wrap':  # What wraps anyway costs no bits below.
+      around = np.float32(2.0**self.fmt.bits * self.fmt.min_positive)
+      a, b = jax.lax.rem(a, around), jax.lax.rem(b, around)
+    wide = self.fmt.significant_bits > 22
+    total = a + b if wide else add_to_odd(a, b)
     return rounding.round_to(total, self.fmt, mode=self.mode, key=self.key)
 
 
@@ -189,7 +194,10 @@ def accumulate(
 
 
 def cumulate(
-  x: jax.Array, fmt: formats.Format, mode: rounding.Mode, key: jax.Array | None
+  x: jax.Array,
+  fmt: number_format.NumberFormat,
+  mode: rounding.Mode,
+  key: jax.Array | None,
 ) -> jax.Array:
   """All partial sums along the first axis, added in sequence."""
   adder = Adder(fmt, mode, key)
