@@ -33,11 +33,15 @@ from numerics.number_format import NumberFormat
 from numerics.policies import Override
 from numerics.policies import Policy
 from numerics.policies import Precision
+from numerics.quantizing import dequantize
+from numerics.quantizing import fake_quantize
+from numerics.quantizing import quantize
+from numerics.quantizing import Quantized
 from numerics.ranging import ranges
 from numerics.rounding import round_to
 from numerics.rounding import ulp
 from numerics.scaling import absmax_scale
-from numerics.scaling import fake_quantize
+from numerics.scaling import affine_scale
 from numerics.shadowing import shadow
 from numerics.sums import Accumulator
 
@@ -51,9 +55,12 @@ __all__ = [
   'Override',
   'Policy',
   'Precision',
+  'Quantized',
   'absmax_scale',
+  'affine_scale',
   'bfloat16',
   'count',
+  'dequantize',
   'emulate',
   'fake_quantize',
   'float4_e2m1fn',
@@ -72,6 +79,7 @@ __all__ = [
   'int8',
   'int16',
   'interval',
+  'quantize',
   'ranges',
   'round_to',
   'shadow',

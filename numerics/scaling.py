@@ -1,4 +1,4 @@
-"""Storage in a narrow format with one scale for many values."""
+"""Scales, by which many values share the range of a narrow format."""
 
 from collections.abc import Sequence
 import functools
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numerics import fixed_point
 from numerics import number_format
 from numerics import rounding
 
@@ -33,7 +34,7 @@ def absmax_scale(
   The scale is from 2**-126, also for a group of zeros, to 2**126, so that
   neither it nor its inverse is lost as a denormal, and no larger than keeps
   `scale * fmt.max` finite. If a group holds an infinity or a NaN, its scale is
-  infinite or NaN.
+  infinite or NaN. In formats without negative numbers these do not count.
 
   Args:
     x: float32, bfloat16 or float16 of any shape.
@@ -63,62 +64,84 @@ def absmax_scale(
   """
   x = rounding.checked_array('absmax_scale', x)
   rounding.checked_format('absmax_scale', fmt)
-  return _absmax_scale(x, fmt, _as_tuple(axis), power_of_two)
+  return _absmax_scale(x, fmt, as_tuple(axis), power_of_two)
 
 
-def fake_quantize(
-  x: jax.typing.ArrayLike,
-  fmt: number_format.NumberFormat,
-  *,
-  axis: Axis = None,
-  power_of_two: bool = False,
-  mode: rounding.Mode = 'nearest_even',
-  key: jax.Array | None = None,
-) -> jax.Array:
-  """Quantises and dequantises: what storage in a scaled format preserves.
+def affine_scale(
+  low: jax.typing.ArrayLike,
+  high: jax.typing.ArrayLike,
+  fmt: fixed_point.FixedPoint,
+) -> tuple[jax.Array, jax.Array]:
+  """The scale and the zero point that map a range to all codes of integers.
 
-      fake_quantize(x) = scale * round_to(x * (1 / scale), fmt),
-      scale = absmax_scale(x, fmt, axis).
+      x ≈ scale · (code − zero_point),
+      scale = (high − low) / (max_code − min_code),
+      zero_point = min_code − round(low / scale).
 
-  What is rounded is first clipped to the range of the format, so that no mode
-  overflows. A zero group stays zero; a group with an infinity or a NaN becomes
-  NaN, since no scale can store it. Float32 denormals count as zero.
-
-  The derivative is the straight-through estimator, the identity; the scale is
-  treated as a constant.
+  The range is first widened to include 0, and the zero point is a code, so that
+  0 is exact: padding and what a ReLU gives cost no error. The scale is from
+  2**-126 to 2**126; it is NaN if the range is not finite.
 
   Args:
-    x: float32, bfloat16 or float16 of any shape.
-    fmt: The format to store in.
-    axis: The axes that share a scale. None: all of them, a scale per tensor.
-      −1: a scale per row of a matrix.
-    power_of_two: Whether the scale is a power of two.
-    mode: The direction of rounding, as in `round_to`.
-    key: A PRNG key, for the stochastic modes.
+    low: float32 of any shape, the smallest numbers.
+    high: Likewise, the largest.
+    fmt: Integers of at most 16 bits.
 
   Returns:
-    float32 of the shape of `x`.
+    The scale, float32, and the zero point, int32, of the shape of `low`.
 
   Raises:
-    TypeError: If `x` has another dtype, or `fmt` another type.
-    ValueError: If `mode` is unknown, or if `key` is missing or superfluous.
+    TypeError: If `fmt` is not an integer format.
+    ValueError: If it is wider than 16 bits.
 
   Examples:
     >>> import jax.numpy as jnp
     >>> import numerics
-    >>> x = jnp.array([[0.1, -0.7, 0.33, 1.2], [100.0, 0.0, 20.0, -40.0]])
-    >>> fmt = numerics.float4_e2m1fn
-    >>> numerics.fake_quantize(x, fmt, axis=-1, power_of_two=True)
-    Array([[  0.125,  -0.75 ,   0.375,   1.   ],
-           [ 96.   ,   0.   ,  16.   , -32.   ]], dtype=float32)
+    >>> scale, zero = numerics.affine_scale(
+    ...   jnp.float32(-1.0), jnp.float32(4.1), numerics.uint8
+    ... )
+    >>> round(float(scale), 6), int(zero)
+    (0.02, 50)
 
   References:
     Krishnamoorthi, Quantizing Deep Convolutional Networks for Efficient
       Inference: A Whitepaper, 2018, arXiv:1806.08342.
   """
-  x = rounding.checked_array('fake_quantize', x)
-  rounding.checked_format('fake_quantize', fmt)
-  return _fake_quantize(x, key, fmt, _as_tuple(axis), power_of_two, mode)
+  checked_integers('affine_scale', fmt)
+  low = rounding.checked_array('affine_scale', low)
+  high = rounding.checked_array('affine_scale', high)
+  return _affine_scale(low, high, fmt)
+
+
+def checked_integers(function: str, fmt: object) -> fixed_point.FixedPoint:
+  """Returns `fmt`, if it is one of integers with 16 bits at most."""
+  if not isinstance(fmt, fixed_point.FixedPoint) or fmt.fraction_bits:
+    raise TypeError(
+      f'{function}: a zero point is that of integers such as numerics.uint8;'
+      f' got {fmt!r}.'
+    )
+  if fmt.bits > 16:
+    raise ValueError(
+      f'{function}: {fmt.name} has {fmt.bits} bits, but integers with a zero'
+      ' point at most 16.'
+    )
+  return fmt
+
+
+@functools.partial(jax.jit, static_argnames='fmt')
+def _affine_scale(
+  low: jax.Array, high: jax.Array, fmt: fixed_point.FixedPoint
+) -> tuple[jax.Array, jax.Array]:
+  low = jnp.minimum(low.astype(jnp.float32), 0)
+  high = jnp.maximum(high.astype(jnp.float32), 0)
+  # Half the range, since all of it may be beyond float32.
+  half = np.float32(0.5) * high - np.float32(0.5) * low
+  scale = half * np.float32(2 / (fmt.max_code - fmt.min_code))
+  scale = jnp.clip(scale, np.float32(2.0**-126), np.float32(2.0**126))
+  scale = jnp.where(half < np.inf, scale, np.float32(np.nan))
+  zero = fmt.min_code - jnp.round(low * (1 / scale))
+  zero = jnp.clip(jnp.where(half < np.inf, zero, 0), fmt.min, fmt.max)
+  return scale, zero.astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames=('fmt', 'axis', 'power_of_two'))
@@ -128,9 +151,9 @@ def _absmax_scale(
   axis: tuple[int, ...] | None,
   power_of_two: bool,
 ) -> jax.Array:
-  absmax = jnp.max(
-    jnp.abs(x.astype(jnp.float32)), axis=axis, keepdims=True, initial=0.0
-  )
+  wide = x.astype(jnp.float32)
+  magnitude = jnp.abs(wide) if fmt.min < 0 else jnp.maximum(wide, 0)
+  absmax = jnp.max(magnitude, axis=axis, keepdims=True, initial=0.0)
   if power_of_two:
     # The difference of two patterns counts units of 2**-23 in the exponent.
     pattern = jax.lax.bitcast_convert_type(absmax, jnp.int32)
@@ -150,29 +173,6 @@ def _absmax_scale(
   return jnp.where(absmax < np.inf, scale, absmax)
 
 
-@functools.partial(
-  jax.jit, static_argnames=('fmt', 'axis', 'power_of_two', 'mode')
-)
-def _fake_quantize(
-  x: jax.Array,
-  key: jax.Array | None,
-  fmt: number_format.NumberFormat,
-  axis: tuple[int, ...] | None,
-  power_of_two: bool,
-  mode: rounding.Mode,
-) -> jax.Array:
-  wide = jax.lax.stop_gradient(x.astype(jnp.float32))
-  scale = _absmax_scale(wide, fmt, axis, power_of_two)
-  largest = np.float32(fmt.max)
-  # XLA turns division by a broadcast array into this product where it sees one,
-  # which differs between jit, vmap and eager execution; so say it outright.
-  scaled = jnp.clip(
-    wide * (1 / scale), np.float32(max(fmt.min, -fmt.max)), largest
-  )
-  stored = rounding.round_to(scaled, fmt, mode=mode, key=key)
-  return rounding.straight_through(x, scale * stored)
-
-
 def _largest_scale(fmt: number_format.NumberFormat) -> np.float32:
   """The largest float32 whose product with the largest value is finite."""
   limit = float(np.finfo(np.float32).max)
@@ -182,7 +182,7 @@ def _largest_scale(fmt: number_format.NumberFormat) -> np.float32:
   return scale
 
 
-def _as_tuple(axis: Axis) -> tuple[int, ...] | None:
+def as_tuple(axis: Axis) -> tuple[int, ...] | None:
   """The axes as a static argument."""
   if axis is None:
     return None
