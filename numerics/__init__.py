@@ -1,5 +1,14 @@
 """Function transformations and formats for low-precision arithmetic."""
 
+from numerics.blocks import BlockFormat
+from numerics.blocks import dfp16
+from numerics.blocks import mxfp4_e2m1
+from numerics.blocks import mxfp6_e2m3
+from numerics.blocks import mxfp6_e3m2
+from numerics.blocks import mxfp8_e4m3
+from numerics.blocks import mxfp8_e5m2
+from numerics.blocks import mxint8
+from numerics.blocks import nvfp4
 from numerics.bounding import Interval
 from numerics.bounding import interval
 from numerics.counting import count
@@ -48,6 +57,7 @@ from numerics.sums import Accumulator
 __all__ = [
   'HOROWITZ_45NM',
   'Accumulator',
+  'BlockFormat',
   'FixedPoint',
   'Format',
   'Interval',
@@ -61,6 +71,7 @@ __all__ = [
   'bfloat16',
   'count',
   'dequantize',
+  'dfp16',
   'emulate',
   'fake_quantize',
   'float4_e2m1fn',
@@ -79,6 +90,13 @@ __all__ = [
   'int8',
   'int16',
   'interval',
+  'mxfp4_e2m1',
+  'mxfp6_e2m3',
+  'mxfp6_e3m2',
+  'mxfp8_e4m3',
+  'mxfp8_e5m2',
+  'mxint8',
+  'nvfp4',
   'quantize',
   'ranges',
   'round_to',

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from numerics import blocks
 from numerics import emulation
 from numerics import policies
 from numerics import primitives
@@ -218,11 +219,7 @@ def _cost(equation: programs.Equation, policy: policies.Policy | None) -> Cost:
     others = size if equation.params['y'] < 0 else 0
   elif not moved:
     others = size
-  wanted, written, kind = _formats(equation, policy)
-  read = sum(
-    _size(each) * bits
-    for each, bits in zip(equation.inputs, wanted, strict=True)
-  )
+  wanted, written, kind, read = _formats(equation, policy)
   return Cost(
     reports.operation(equation),
     kind,
@@ -236,26 +233,35 @@ def _cost(equation: programs.Equation, policy: policies.Policy | None) -> Cost:
 
 def _formats(
   equation: programs.Equation, policy: policies.Policy | None
-) -> tuple[list[int], int, str]:
-  """Bits of each operand and of the result, and the kind of operands."""
+) -> tuple[list[int], int, str, int]:
+  """Bits of each operand and of the result, the kind, and all bits read."""
   wanted = [_bits(each) for each in equation.inputs]
   written = max(map(_bits, equation.outputs))
   floating = equation.floating or any(map(programs.is_inexact, equation.inputs))
   kind = 'float' if floating else 'int'
+  sizes = [_size(each) for each in equation.inputs]
+  read = sum(size * bits for size, bits in zip(sizes, wanted, strict=True))
   if policy is None or not emulation.computes(equation):
-    return wanted, written, kind
+    return wanted, written, kind, read
   precision = policy.precision(equation)
   if precision is None:
-    return wanted, written, kind
+    return wanted, written, kind, read
   inputs = precision.inputs
   each = inputs if isinstance(inputs, tuple) else (inputs,) * len(wanted)
-  wanted = [
-    bits if fmt is None or not programs.is_inexact(operand) else fmt.bits
-    for bits, fmt, operand in zip(wanted, each, equation.inputs, strict=True)
-  ]
+  read = 0
+  for place, (operand, fmt) in enumerate(
+    zip(equation.inputs, each, strict=True)
+  ):
+    if fmt is None or not programs.is_inexact(operand):
+      read += sizes[place] * wanted[place]
+    else:
+      wanted[place] = fmt.bits
+      read += blocks.size_in_bits(fmt, sizes[place])
   if all(fmt is not None and fmt.uniform for fmt in each):
     kind = 'int'
-  return wanted, precision.output.bits if precision.output else written, kind
+  if precision.output is not None:
+    written = precision.output.bits
+  return wanted, written, kind, read
 
 
 def _size(aval: Any) -> int:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numerics import blocks
 from numerics import contractions
 from numerics import formats
 from numerics import interpreter
@@ -327,15 +328,31 @@ class _Rounded:
         ' operands.'
       )
     found = []
-    for value, fmt, known in zip(inputs, wanted, self.step.notes, strict=True):
+    places = zip(inputs, wanted, self.step.notes, strict=True)
+    for place, (value, fmt, known) in enumerate(places):
       if not programs.is_inexact(value):
         found.append(value)
         continue
       self.check_dtype(value.dtype)
       wide = jnp.asarray(value, jnp.float32)
+      if isinstance(fmt, blocks.BlockFormat):
+        found.append(self.in_blocks(wide, fmt, place))
+        continue
       kept = _is_zero(value) or _includes(fmt, known)
       found.append(wide if kept else self.rounded(wide, fmt))
     return found
+
+  def in_blocks(
+    self, x: jax.Array, fmt: blocks.BlockFormat, place: int
+  ) -> jax.Array:
+    """An operand rounded to blocks along the axis that is added up."""
+    step = self.step
+    axes = blocks.checked_matmul_axes(
+      str(step.source), fmt, step.primitive, step.params, place
+    )
+    mode = self.precision.mode or 'nearest_even'
+    axes = None if fmt.size is None else axes
+    return blocks.fake_quantize(x, fmt, axes, mode, self.key())
 
   def check_dtype(self, dtype: Any) -> None:
     """Raises if float32 does not carry a dtype."""

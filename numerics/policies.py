@@ -5,11 +5,14 @@ import dataclasses
 import difflib
 import re
 
+from numerics import blocks
 from numerics import number_format
 from numerics import primitives
 from numerics import programs
 from numerics import rounding
 from numerics import sums
+
+InputFormat = number_format.NumberFormat | blocks.BlockFormat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,8 @@ class Precision:
 
   Attributes:
     inputs: The format of the operands; a tuple has one for each. None leaves
-      them as they are.
+      them as they are. In products of matrices, a `BlockFormat` too, whose
+      blocks lie along the axis that is added up (of convolutions, features).
     output: The format of the result. None leaves it in float32, or whatever
       the dtype is.
     accumulator: How terms are added in products of matrices, convolutions,
@@ -41,11 +45,7 @@ class Precision:
     'bfloat16'
   """
 
-  inputs: (
-    number_format.NumberFormat
-    | tuple[number_format.NumberFormat | None, ...]
-    | None
-  ) = None
+  inputs: InputFormat | tuple[InputFormat | None, ...] | None = None
   output: number_format.NumberFormat | None = None
   accumulator: sums.Accumulator | None = None
   mode: rounding.Mode | None = None
@@ -55,7 +55,8 @@ class Precision:
       value = getattr(self, field)
       several = isinstance(value, tuple) and field == 'inputs'
       for each in value if several else (value,):
-        if each is not None:
+        blocked = isinstance(each, blocks.BlockFormat) and field == 'inputs'
+        if each is not None and not blocked:
           rounding.checked_format(f'Precision: {field}', each)
     if not isinstance(self.accumulator, sums.Accumulator | None):
       raise TypeError(
@@ -65,7 +66,7 @@ class Precision:
     _check_mode('Precision', self.mode)
 
 
-PrecisionLike = number_format.NumberFormat | Precision
+PrecisionLike = number_format.NumberFormat | blocks.BlockFormat | Precision
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +130,10 @@ class Policy:
 
   The last override that matches decides; else the kind of the operation, else
   `default`; else it is ordinary arithmetic. A format stands for a precision
-  with it for operands and results. Operations that compute nothing (reshapes,
-  gathers, selections, maxima, comparisons, integers) are never rounded, and
-  draws of `jax.random` only on use, unless an override has
-  `scope='jax.random'`.
+  with it for operands and results, a block format for one with it for operands.
+  Operations that compute nothing (reshapes, gathers, selections, maxima,
+  comparisons, integers) are never rounded, and draws of `jax.random` only on
+  use, unless an override has `scope='jax.random'`.
 
   `a | b` is `a` where `b` says nothing, with the overrides of both.
 
@@ -222,7 +223,9 @@ class Policy:
     return not modes.isdisjoint(rounding.STOCHASTIC_MODES)
 
   def _filled(self, precision: PrecisionLike | None) -> Precision | None:
-    if isinstance(precision, number_format.NumberFormat):
+    if isinstance(precision, blocks.BlockFormat):
+      precision = Precision(inputs=precision)
+    elif isinstance(precision, number_format.NumberFormat):
       precision = Precision(inputs=precision, output=precision)
     if precision is None or precision.mode is not None:
       return precision
@@ -274,7 +277,7 @@ def _suggestion(
 
 
 def _check_precision(owner: str, field: str, value: object) -> None:
-  if not isinstance(value, number_format.NumberFormat | Precision | None):
+  if value is not None and not isinstance(value, PrecisionLike):
     raise TypeError(
       f'{owner}: {field} must be a numerics.Format or numerics.Precision, got'
       f' {value!r} of type {type(value).__name__}.'
@@ -292,7 +295,7 @@ def as_policy(function: str, value: object) -> Policy:
   """Returns a policy as it is, and a format or a precision for everything."""
   if isinstance(value, Policy):
     return value
-  if isinstance(value, number_format.NumberFormat | Precision):
+  if isinstance(value, PrecisionLike):
     return Policy(value)
   raise TypeError(
     f'{function}: expected a numerics.Policy, Precision or Format, got'

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numerics import blocks
 from numerics import fixed_point
 from numerics import grouping
 from numerics import number_format
@@ -192,7 +193,7 @@ def dequantize(quantized: Quantized) -> jax.Array:
 
 def fake_quantize(
   x: jax.typing.ArrayLike,
-  fmt: number_format.NumberFormat,
+  fmt: number_format.NumberFormat | blocks.BlockFormat,
   *,
   axis: scaling.Axis = None,
   group_size: int | None = None,
@@ -218,13 +219,17 @@ def fake_quantize(
   The derivative is that of clipping (straight-through): 1 where `x` is in the
   range of the format, and 0 beyond, where moving `x` moves nothing. Scales are
   constants. Those found in `x` itself have nothing beyond their range, so that
-  the derivative is the identity; with given ones `mask=False` makes it so.
+  the derivative is the identity, but for the numbers that saturate under a rule
+  of a `BlockFormat`; `mask=False` makes it so everywhere.
+
+  A `BlockFormat` has its own scales, and takes but `axis`, along which blocks
+  lie, of the settings about them.
 
   Args:
     x: float32, bfloat16 or float16 of any shape.
     fmt: The format to store in.
     axis: The axes that share a scale. None: all of them, a scale per tensor.
-      −1: a scale per row of a matrix.
+      −1: a scale per row of a matrix. Or the one along which groups lie.
     group_size: How many neighbours along `axis` share a scale; None: all.
     symmetric: Whether 0 is the code of 0.
     power_of_two: Whether the scale is a power of two.
@@ -261,10 +266,40 @@ def fake_quantize(
     Krishnamoorthi, Quantizing Deep Convolutional Networks for Efficient
       Inference: A Whitepaper, 2018, arXiv:1806.08342.
   """
+  if isinstance(fmt, blocks.BlockFormat):
+    x = rounding.checked_array('fake_quantize', x)
+    _check_alone(fmt, group_size, symmetric, power_of_two, scale, zero_point)
+    axes = None
+    if axis is not None or fmt.size is not None:
+      axes = (grouping.checked_axis('fake_quantize', axis, x.ndim),)
+    return blocks.fake_quantize(x, fmt, axes, mode, key, mask)
   x, plan = _planned(
     'fake_quantize', x, fmt, axis, group_size, symmetric, power_of_two, mode
   )
   return _fake_quantize(x, key, *_given(plan, scale, zero_point), plan, mask)
+
+
+def _check_alone(
+  fmt: blocks.BlockFormat,
+  group_size: int | None,
+  symmetric: bool,
+  power_of_two: bool,
+  scale: jax.typing.ArrayLike | None,
+  zero_point: jax.typing.ArrayLike | None,
+) -> None:
+  """Raises if scales are asked for that a block format does not have."""
+  settings = {
+    'group_size': group_size is not None,
+    'symmetric': not symmetric,
+    'power_of_two': power_of_two,
+    'scale': scale is not None,
+    'zero_point': zero_point is not None,
+  }
+  for name, said in settings.items():
+    if said:
+      raise ValueError(
+        f'fake_quantize: {fmt.name} has scales of its own; drop {name}=….'
+      )
 
 
 def _planned(
