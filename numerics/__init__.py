@@ -38,6 +38,9 @@ from numerics.formats import float16
 from numerics.formats import Format
 from numerics.formats import tfloat32
 from numerics.interpreter import transform
+from numerics.multiply.linear_complexity import LMul
+from numerics.multiply.linear_complexity import lmul
+from numerics.multiply.multiplier import Multiplier
 from numerics.number_format import NumberFormat
 from numerics.policies import Override
 from numerics.policies import Policy
@@ -61,6 +64,8 @@ __all__ = [
   'FixedPoint',
   'Format',
   'Interval',
+  'LMul',
+  'Multiplier',
   'NumberFormat',
   'Override',
   'Policy',
@@ -90,6 +95,7 @@ __all__ = [
   'int8',
   'int16',
   'interval',
+  'lmul',
   'mxfp4_e2m1',
   'mxfp6_e2m3',
   'mxfp6_e3m2',

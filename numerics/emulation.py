@@ -19,6 +19,7 @@ from numerics import primitives
 from numerics import programs
 from numerics import rounding
 from numerics import sums
+from numerics.multiply import multiplier
 
 FLOAT32 = formats.Format(8, 23)
 # The formats that dtypes are.
@@ -305,7 +306,8 @@ class _Rounded:
       if name in step.params
     }
     results = step.bind(*operands, **changes)
-    if self.precision.accumulator is not None:
+    how = self.precision
+    if how.accumulator is not None or how.multiply is not None:
       total = self.accumulated(operands)
       if total is not None:
         results = [rounding.straight_through(results[0], total)]
@@ -394,9 +396,9 @@ class _Rounded:
     return self.step.new_key()
 
   def accumulated(self, operands: Sequence[Any]) -> jax.Array | None:
-    """The result with every addition rounded; None if there are none."""
+    """The result with other products and additions; None if there are none."""
     step, how = self.step, self.precision.accumulator
-    assert how is not None
+    multiply = self.precision.multiply
     mode = self.precision.mode or 'nearest_even'
     operands = [jax.lax.stop_gradient(each) for each in operands]
     if step.primitive in ('dot_general', 'conv_general_dilated'):
@@ -407,6 +409,10 @@ class _Rounded:
       )
       lhs, rhs = operands
       matrices = make(lhs, rhs, step.params)
+      if how is None:
+        assert multiply is not None
+        product = multiplier.dot(matrices.lhs, matrices.rhs, multiply)
+        return matrices.restore(product)
       wanted = self.precision.inputs
       pair = wanted if isinstance(wanted, tuple) else (wanted, wanted)
       exact = all(
@@ -414,10 +420,20 @@ class _Rounded:
         for fmt, each in zip(pair, step.inputs, strict=True)
       )
       product = sums.dot(
-        matrices.lhs, matrices.rhs, how, mode, self.key(), exact
+        matrices.lhs,
+        matrices.rhs,
+        how,
+        mode,
+        self.key(),
+        exact or multiply is not None,
+        jnp.multiply if multiply is None else multiply.product,
       )
       return matrices.restore(product)
-    if step.primitive == 'reduce_sum':
+    if step.primitive in ('mul', 'square') and multiply is not None:
+      return multiply.product(operands[0], operands[-1])
+    if how is None and primitives.kind(step.primitive) != 'matmul':
+      return None
+    if how is not None and step.primitive == 'reduce_sum':
       [x] = operands
       axes = step.params['axes']
       kept = [axis for axis in range(x.ndim) if axis not in axes]
@@ -429,7 +445,7 @@ class _Rounded:
       return sums.accumulate(
         lambda term: term, terms, len(terms), how, mode, self.key()
       )
-    if step.primitive == 'cumsum':
+    if how is not None and step.primitive == 'cumsum':
       [x] = operands
       axis = step.params['axis']
       terms = jnp.moveaxis(x, axis, 0)
@@ -444,7 +460,7 @@ class _Rounded:
     raise NotImplementedError(
       f'emulate: the additions inside of {step.primitive} at {step.source}'
       ' cannot be told apart; override it with a precision without an'
-      ' accumulator.'
+      ' accumulator and without multiply.'
     )
 
 

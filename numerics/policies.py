@@ -11,6 +11,7 @@ from numerics import primitives
 from numerics import programs
 from numerics import rounding
 from numerics import sums
+from numerics.multiply import multiplier
 
 InputFormat = number_format.NumberFormat | blocks.BlockFormat
 
@@ -35,6 +36,10 @@ class Precision:
     accumulator: How terms are added in products of matrices, convolutions,
       `reduce_sum` and `cumsum` (always sequential). None: in float32, in the
       order the compiler takes. `output` then rounds the sum once more.
+    multiply: What takes the place of multiplication, in `mul`, `square`,
+      products of matrices and convolutions; None: multiplication. Its results
+      are added in float32 in sequence, if there is no accumulator. The
+      derivative is that of exact products.
     mode: The direction of every rounding of it; None: the policy's.
 
   Examples:
@@ -48,6 +53,7 @@ class Precision:
   inputs: InputFormat | tuple[InputFormat | None, ...] | None = None
   output: number_format.NumberFormat | None = None
   accumulator: sums.Accumulator | None = None
+  multiply: multiplier.Multiplier | None = None
   mode: rounding.Mode | None = None
 
   def __post_init__(self) -> None:
@@ -62,6 +68,11 @@ class Precision:
       raise TypeError(
         'Precision: accumulator must be a numerics.Accumulator, got'
         f' {self.accumulator!r}; a format f is numerics.Accumulator(f).'
+      )
+    if not isinstance(self.multiply, multiplier.Multiplier | None):
+      raise TypeError(
+        'Precision: multiply must be a numerics.Multiplier such as'
+        f' numerics.LMul(mantissa_bits=4), got {self.multiply!r}.'
       )
     _check_mode('Precision', self.mode)
 

@@ -255,6 +255,7 @@ def dot(
   mode: rounding.Mode,
   key: jax.Array | None,
   exact: bool,
+  product: Callable[[jax.Array, jax.Array], jax.Array] = jnp.multiply,
 ) -> jax.Array:
   """Multiplies stacks of matrices.
 
@@ -266,6 +267,7 @@ def dot(
     key: For stochastic modes.
     exact: Whether float32 holds the products. If not they are kept apart from
       the additions, lest the compiler fuse them to something else.
+    product: What multiplies; of −0 and 0 it makes −0.
 
   Returns:
     f32[batch, m, n].
@@ -276,8 +278,8 @@ def dot(
 
   def term(rows):
     left, right = rows
-    product = left[:, :, None] * right[:, None, :]
-    return product if exact else jax.lax.optimization_barrier(product)
+    found = product(left[:, :, None], right[:, None, :])
+    return found if exact else jax.lax.optimization_barrier(found)
 
   xs = (jnp.moveaxis(lhs, 2, 0), jnp.moveaxis(rhs, 1, 0))
   return accumulate(term, xs, count, how, mode, key)
