@@ -60,7 +60,9 @@ class BlockFormat:
       array; of an operand of a product always of the array.
     scale: The format of scales; None for powers of two from 2**-127 to 2**127.
     rule: As above.
-    tensor_scale: Whether there is a scale for all blocks besides.
+    tensor_scale: Whether there is a scale for all blocks besides, from 2**-116
+      on. Of a function that is mapped and then emulated, they are those of the
+      whole batch.
 
   Raises:
     TypeError: If a field has the wrong type.
@@ -275,7 +277,7 @@ def _scaled_by_numbers(
   if fmt.tensor_scale:
     finite = jnp.where(wanted < np.inf, wanted, 0)  # One block spoils no other.
     whole = jnp.max(finite, initial=0.0) * np.float32(1 / fmt.scale.max)
-    whole = jnp.maximum(whole, np.float32(2.0**-100))
+    whole = jnp.maximum(whole, np.float32(2.0**-116))
     wanted = wanted * (1 / whole)
   else:
     whole = jnp.float32(1)

@@ -25,7 +25,9 @@ class Precision:
   The operation itself is that of float32, whose error is one rounding to
   float32 for `+ − × ÷ √`, and a few units in its last place for others. Where
   `inputs` and `output` have at most 11 significant bits (float16 and narrower),
-  the former cannot be told from one exact rounding to nearest.
+  the former cannot be told from one exact rounding to nearest. Of fixed-point
+  numbers, results are exact that have at most 24 significant bits; those with
+  more lose the last ones before they are rounded or wrap.
 
   Attributes:
     inputs: The format of the operands; a tuple has one for each. None leaves
@@ -290,7 +292,8 @@ def _suggestion(
 def _check_precision(owner: str, field: str, value: object) -> None:
   if value is not None and not isinstance(value, PrecisionLike):
     raise TypeError(
-      f'{owner}: {field} must be a numerics.Format or numerics.Precision, got'
+      f'{owner}: {field} must be a numerics.Format, FixedPoint, BlockFormat or'
+      ' Precision, got'
       f' {value!r} of type {type(value).__name__}.'
     )
 

@@ -224,10 +224,15 @@ def checked_array(function: str, x: object) -> jax.Array:
 def checked_format(function: str, fmt: object) -> number_format.NumberFormat:
   """Returns `fmt`, if it is a format of numbers."""
   if not isinstance(fmt, number_format.NumberFormat):
+    blocked = ''
+    if hasattr(fmt, 'element'):
+      blocked = (
+        ' Blocks lie along an axis: numerics.fake_quantize(x, fmt, axis=…).'
+      )
     raise TypeError(
       f'{function}: fmt must be a numerics.Format such as'
       ' numerics.float8_e4m3fn, or a numerics.FixedPoint such as'
-      f' numerics.int8; got {fmt!r} of type {type(fmt).__name__}.'
+      f' numerics.int8; got {fmt!r} of type {type(fmt).__name__}.{blocked}'
     )
   return fmt
 
