@@ -153,7 +153,7 @@ def quantize(
   x, plan = _planned(
     'quantize', x, fmt, axis, group_size, symmetric, power_of_two, mode
   )
-  given = _given(plan, scale, zero_point)
+  given = _given(x, plan, scale, zero_point)
   codes, scale, zero_point = _quantize(x, key, *given, plan)
   [along] = plan.axis if group_size is not None and plan.axis else (None,)
   return Quantized(codes, scale, zero_point, fmt, along, group_size)
@@ -276,7 +276,7 @@ def fake_quantize(
   x, plan = _planned(
     'fake_quantize', x, fmt, axis, group_size, symmetric, power_of_two, mode
   )
-  return _fake_quantize(x, key, *_given(plan, scale, zero_point), plan, mask)
+  return _fake_quantize(x, key, *_given(x, plan, scale, zero_point), plan, mask)
 
 
 def _check_alone(
@@ -335,6 +335,7 @@ def _planned(
 
 
 def _given(
+  x: jax.Array,
   plan: _Plan,
   scale: jax.typing.ArrayLike | None,
   zero_point: jax.typing.ArrayLike | None,
@@ -358,6 +359,13 @@ def _given(
   scale = rounding.checked_array(plan.function, scale).astype(jnp.float32)
   if plan.group_size is not None:
     [axis] = plan.axis or ()
+    shapes = [each.shape for each in (scale, zero) if each is not None]
+    if any(len(shape) != x.ndim for shape in shapes):
+      raise ValueError(
+        f'{plan.function}: scales of groups have one for each group along axis'
+        f' {axis} of an array of {x.ndim} dimensions, but those given have'
+        f' shapes {shapes}.'
+      )
     scale = jnp.expand_dims(scale, axis + 1)
     zero = None if zero is None else jnp.expand_dims(zero, axis + 1)
   return scale, zero

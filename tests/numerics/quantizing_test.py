@@ -72,9 +72,11 @@ def test_codes_are_the_literal_ones_of_every_group(fmt, symmetric):
       np.testing.assert_array_equal(values[place], wanted)
       if not symmetric:
         assert q.zero_point[row, group] == zero
-  faked = numerics.fake_quantize(
-    x, fmt, axis=1, group_size=size, symmetric=symmetric
-  )
+  settings = {'axis': 1, 'group_size': size, 'symmetric': symmetric}
+  faked = numerics.fake_quantize(x, fmt, **settings)
+  given = {'scale': q.scale, 'zero_point': q.zero_point}
+  again = numerics.quantize(x, fmt, **settings, **given)
+  np.testing.assert_array_equal(again.codes, q.codes)
   oracles.assert_same(faked, values)
   # Zero is exact, whatever the range.
   assert (np.asarray(values)[x == 0] == 0).all()
@@ -184,6 +186,11 @@ def test_arguments_are_checked():
       ({'axis': None, 'group_size': 2}, TypeError, 'axis must be an int'),
       ({'axis': 2, 'group_size': 2}, ValueError, 'axis 2 is out of bounds'),
       ({'axis': 0, 'group_size': 0}, ValueError, 'group_size must be'),
+      (
+        {'scale': jnp.float32(1), 'axis': 0, 'group_size': 1},
+        ValueError,
+        'those given have shapes',
+      ),
       ({'zero_point': 3}, ValueError, 'a zero point goes with scale='),
       ({'scale': x, 'power_of_two': True}, ValueError, 'not given'),
       ({'scale': x, 'symmetric': False}, ValueError, 'a zero point goes'),
