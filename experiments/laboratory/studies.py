@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.configs import laboratory as configs
 from experiments.laboratory import results as results_lib
 
 Results = results_lib.Results
@@ -151,12 +152,12 @@ def claims(
     for claim in each:
       gains = _gains(results, claim)
       if together and len(gains) > 1:
-        said = f'Over {len(gains)} pairs of rows: {claim.said}'
+        said = f'Over {len(gains)} pairs of rows, {claim.said}'
         sentences.append(verdict(said, np.mean(list(gains.values()), axis=0)))
         continue
       for rest, gain in gains.items():
-        said = f'With {rest}: {claim.said}' if rest else claim.said
-        sentences.append(verdict(said, gain))
+        said = f'with {rest}, {claim.said}' if rest else claim.said
+        sentences.append(verdict(said[:1].upper() + said[1:], gain))
     return [*sentences, *([] if together else compare(results))]
 
   return findings
@@ -173,5 +174,15 @@ def _gains(results: Results, claim: Claim) -> dict[str, np.ndarray]:
       if better is not None:
         gain = of(better) - of(row)
         if not np.isnan(gain).any():
-          gains[', '.join(rest)] = gain
+          gains[_settings(results, row, claim.than)] = gain
   return gains
+
+
+def _settings(results: Results, row: results_lib.Result, but: str) -> str:
+  """What a row is besides a label, numbers with what they are of."""
+  axes = configs.axes(results.config)
+  return ', '.join(
+    f'{axis.name}={label}' if axis.numbers else label
+    for axis, label in zip(axes, row.variant.labels, strict=True)
+    if label != but
+  )

@@ -285,13 +285,13 @@ POSITIONS = ('model.positions=learned|fire',)
       'teaching_arithmetic',
       {'plain': [[0.1], [0.2]], 'reversed': [[0.4], [0.6]]},
       {'levels': (2,)},
-      'reversed is learned better than plain: reproduced (+35.0',
+      'Reversed is learned better than plain: reproduced (+35.0',
     ),
     (
       'teaching_arithmetic',
       {'plain': [[0.5], [0.6]], 'reversed': [[0.4], [0.6]]},
       {'levels': (2,)},
-      'reversed is learned better than plain: not reproduced (-5.0',
+      'Reversed is learned better than plain: not reproduced (-5.0',
     ),
     (
       'length_generalization',
@@ -304,6 +304,15 @@ POSITIONS = ('model.positions=learned|fire',)
       {'learned': [[1.0], [1.0]], 'fire': [[0.5], [0.5]]},
       {'levels': (2,), 'vary': POSITIONS},
       'learned against fire: +50.0',  # Nothing lies beyond training.
+    ),
+    (
+      'teaching_arithmetic',
+      {'plain, 100': [[0.1], [0.2]], 'reversed, 100': [[0.4], [0.6]]},
+      {
+        'levels': (2,),
+        'vary': (*SMALL.vary, 'training.examples=100'),
+      },
+      'With training.examples=100, reversed is learned better',
     ),
     (
       'nupa',
@@ -320,7 +329,7 @@ POSITIONS = ('model.positions=learned|fire',)
           'model.positions=rotary|none',
         ),
       },
-      'Over 2 pairs of rows: without positions it goes further: reproduced in'
+      'Over 2 pairs of rows, without positions it goes further: reproduced in'
       ' part (+5.0 ± 7.1 points, in 1 of 2 seeds)',
     ),
     (
