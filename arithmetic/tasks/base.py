@@ -176,6 +176,7 @@ class Task:
     batch_size: int,
     *,
     level_weights: Sequence[float],
+    independent: bool = False,
   ) -> tuple[Digits, ...]:
     """Draws operands of a randomly drawn level, uniformly.
 
@@ -188,6 +189,8 @@ class Task:
       batch_size: How many problems.
       level_weights: Relative frequency of level 1, 2, ... The last level has
         to have a positive weight.
+      independent: Whether every operand has a level of its own, as in sums of
+        numbers of different lengths.
 
     Returns:
       One `Digits` of shape [batch_size] for each operand, as wide as the
@@ -217,14 +220,15 @@ class Task:
         f' last weight is positive; got {level_weights!r}'
       )
     level_key, digit_key, lead_key = jax.random.split(key, 3)
-    level = jax.random.categorical(
-      level_key,
-      jnp.log(jnp.asarray(weights / weights.sum(), jnp.float32)),
-      shape=(batch_size,),
-    )
+    logits = jnp.log(jnp.asarray(weights / weights.sum(), jnp.float32))
+    level = jax.random.categorical(level_key, logits, shape=(batch_size,))
     table = np.asarray([self.widths(n + 1) for n in range(weights.size)])
     operands = []
     for i, width in enumerate(table.max(axis=0)):
+      if independent and i:
+        level = jax.random.categorical(
+          jax.random.fold_in(level_key, i), logits, shape=(batch_size,)
+        )
       length = jnp.asarray(table[:, i], jnp.int32)[level]
       values = jax.random.randint(
         jax.random.fold_in(digit_key, i), (batch_size, width), 0, 10

@@ -23,8 +23,8 @@ from experiments.runtime import errors
 
 # What rows of one table share, as they are scored and drawn together.
 _OF_THE_RUN = (
-  *('vary', 'study', 'levels', 'test_size', 'seeds', 'seed', 'population'),
-  'checkpoint_steps',
+  *('vary', 'study', 'levels', 'test_size', 'grid', 'seeds', 'seed'),
+  *('population', 'checkpoint_steps'),
 )
 
 
@@ -41,6 +41,8 @@ class Training:
     examples: How many problems there are to train on, drawn once for each
       seed; new ones in every step if 0.
     level_weights: How often problems of level 1, 2, ... are drawn.
+    mixed: Whether every operand draws a level of its own, so that numbers of
+      different lengths meet.
   """
 
   steps: int = 1_000
@@ -50,6 +52,7 @@ class Training:
   weight_decay: float = 0.01
   examples: int = 0
   level_weights: tuple[float, ...] = (1, 1, 1)
+  mixed: bool = False
 
   def __post_init__(self):
     checks.training(self)
@@ -77,6 +80,8 @@ class Config:
     training: How it is trained.
     levels: The levels that are scored, each by itself.
     test_size: Problems of each level.
+    grid: Digits of two operands, all combinations of which are scored besides,
+      on up to 100 problems each: a heat map for each row; none if empty.
     seeds: Independent repetitions: initial weights, and data.
     seed: What all randomness of the run begins with.
     population: Whether the seeds train in step (`vmap`) or in turn (`map`).
@@ -102,6 +107,7 @@ class Config:
   training: Training = Training()
   levels: tuple[int, ...] = (1, 2, 3, 4)
   test_size: int = 500
+  grid: tuple[int, ...] = ()
   seeds: int = 3
   seed: int = 0
   population: Literal['vmap', 'map'] = 'map'
@@ -117,13 +123,15 @@ class Config:
       raise ValueError(f'tokenizer: {error}') from None
     if not self.levels or min(self.levels) < 1:
       raise ValueError(f'levels are one or more, from 1: {self.levels}')
-    if sorted(set(self.levels)) != list(self.levels):
-      raise ValueError(f'levels rise: {self.levels}')
+    for name in ('levels', 'grid'):
+      sizes = getattr(self, name)
+      if sorted(set(sizes)) != list(sizes) or min(sizes, default=1) < 1:
+        raise ValueError(f'{name} rise, from 1 on: {sizes}')
 
   @property
   def level(self) -> int:
     """The largest level that any problem has."""
-    return max(*self.levels, len(self.training.level_weights))
+    return max(*self.levels, *self.grid, len(self.training.level_weights))
 
 
 class Variant(NamedTuple):

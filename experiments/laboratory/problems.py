@@ -21,6 +21,8 @@ from experiments.runtime import problems as problems_lib
 
 Operands = tuple[task_lib.Digits, ...]
 
+_OF_A_PAIR = 100  # Problems of a pair of lengths, at most.
+
 
 class Lines(NamedTuple):
   """A batch to train on.
@@ -46,11 +48,14 @@ class Scores(NamedTuple):
       `f32[levels]`.
     places: The same for the first, second, ... token of the final answers to
       problems of the largest level, `f32[places]`.
+    grid: Share of right answers, with their work, by the lengths of two
+      operands, `f32[lengths, lengths]`.
   """
 
   exact: jax.Array
   tokens: jax.Array
   places: jax.Array
+  grid: jax.Array
 
 
 class Problems:
@@ -85,13 +90,9 @@ class Problems:
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     levels = [self._held_out(level, key) for level in config.levels]
     self.sizes = tuple(len(each[0].length) for each in levels)
-    place = np.arange(config.test_size)
-    self._counted = jnp.asarray(place < np.array(self.sizes)[:, None])
-    self.test = jax.tree.map(
-      lambda *xs: jnp.stack(xs),
-      *(self._write(_filled(each, config.test_size)) for each in levels),
-    )
+    self.test, self._counted = self._stacked(levels, config.test_size)
 
+    self._grid = self._pairs(key)
     final = _final(jax.tree.map(lambda x: x[-1], self.test))
     self._places = int(final.sum(axis=-1).max())
 
@@ -143,7 +144,7 @@ class Problems:
 
     def one_level(
       level: tuple[layouts.Batch, jax.Array],
-    ) -> Scores:
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
       batch, counted = level
       logits = self._logits(params, batch.tokens)
       exact = evaluation.exact_match(logits, batch)
@@ -153,10 +154,24 @@ class Problems:
       places, _ = evaluation.accuracy_by_emission(
         logits, batch._replace(answer=final)
       )
-      return Scores(_share(exact, counted), _share(right, answers), places)
+      return _share(exact, counted), _share(right, answers), places
 
-    scores = jax.lax.map(one_level, (self.test, self._counted))
-    return scores._replace(places=scores.places[-1, : self._places])
+    exact, tokens, places = jax.lax.map(one_level, (self.test, self._counted))
+    return Scores(
+      exact, tokens, places[-1, : self._places], self._grid_scores(params)
+    )
+
+  def _grid_scores(self, params: transformer.Params) -> jax.Array:
+    count = len(self._config.grid)
+    if self._grid is None:
+      return jnp.zeros((count, count))
+
+    def one_pair(pair: tuple[layouts.Batch, jax.Array]) -> jax.Array:
+      batch, counted = pair
+      right = evaluation.exact_match(self._logits(params, batch.tokens), batch)
+      return _share(right, counted)
+
+    return jax.lax.map(one_pair, self._grid).reshape(count, count)
 
   @property
   def works(self) -> bool:
@@ -221,8 +236,12 @@ class Problems:
     return transformer.apply(params, tokens[:, :-1], config=self.model)
 
   def _sample(self, key, count):
+    training = self._config.training
     return self._task.sample(
-      key, count, level_weights=self._config.training.level_weights
+      key,
+      count,
+      level_weights=training.level_weights,
+      independent=training.mixed,
     )
 
   def _write(self, operands, key=None):
@@ -264,6 +283,28 @@ class Problems:
       vocabulary_size=tokenizer.vocabulary_size,
       max_length=self._length,
     )
+
+  def _stacked(
+    self, each: list[Operands], count: int
+  ) -> tuple[layouts.Batch, jax.Array]:
+    """Problems of several kinds, filled up to one number, and which count."""
+    sizes = np.array([len(operands[0].length) for operands in each])
+    lines = [self._write(_filled(operands, count)) for operands in each]
+    counted = jnp.asarray(np.arange(count) < sizes[:, None])
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *lines), counted
+
+  def _pairs(self, key):
+    if not self._config.grid:
+      return None
+    count = min(_OF_A_PAIR, self._config.test_size)
+    cells = problems_lib.held_out_grid(
+      self._task,
+      'test',
+      count,
+      self._config.grid,
+      key=jax.random.fold_in(key, 0),
+    )
+    return self._stacked(cells, count)
 
   def _held_out(self, level, key):
     return problems_lib.held_out(

@@ -150,6 +150,17 @@ def draw_figures(
       ' the order of writing, in percent, given those before them; the last is'
       f' the end mark of the longest. Mean over {_seeds(config)}.',
     )
+  for row in rows if config.grid and few else ():
+    lengths = [str(length) for length in config.grid]
+    heatmap = plots.heatmap(
+      row.grid.mean(axis=0), lengths, lengths, label='exact answers, %'
+    )
+    figures[f'grid-{row.variant.slug}.png'] = (
+      f'Pairs of lengths: {row.name}',
+      plots.to_png(heatmap),
+      'Exact answers in percent, by the digits of the first operand (down) and'
+      f' of the second (across). Mean over {_seeds(config)}.',
+    )
   if few and all(len(row.steps) > 1 for row in rows):
     losses = plots.curves(
       {row.name: (row.steps, row.losses) for row in rows},

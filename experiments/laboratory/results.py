@@ -20,6 +20,8 @@ class Result(NamedTuple):
     tokens: Share of right tokens, given those before, `f64[seeds, levels]`.
     places: The same for the first, second, ... token of the final answers to
       problems of the largest level, `f64[seeds, places]`.
+    grid: Share of right answers, with their work, by the lengths of two
+      operands, `f64[seeds, lengths, lengths]`.
     steps: When losses were taken, `i64[times]`.
     losses: The training loss, a mean since the time before,
       `f64[seeds, times]`.
@@ -31,6 +33,7 @@ class Result(NamedTuple):
   exact: np.ndarray
   tokens: np.ndarray
   places: np.ndarray
+  grid: np.ndarray
   steps: np.ndarray
   losses: np.ndarray
 

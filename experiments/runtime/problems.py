@@ -1,6 +1,7 @@
 """Problems that are scored: different ones, none of which is trained on."""
 
 from collections.abc import Sequence
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,66 @@ def held_out(
     f' levels weighted {tuple(level_weights)}; lower {split}_size from {count},'
     ' or take a larger level'
   )
+
+
+def held_out_grid(
+  task: task_lib.Task,
+  split: str,
+  count: int,
+  lengths: Sequence[int],
+  *,
+  key: jax.Array,
+) -> list[tuple[task_lib.Digits, ...]]:
+  """Draws different problems of a split, by the lengths of two operands.
+
+  Args:
+    task: A task of two operands of one width.
+    split: `train`, `validation` or `test`.
+    count: How many of each pair of lengths, at most.
+    lengths: Which, rising.
+    key: A PRNG key; the same key gives the same problems.
+
+  Returns:
+    Operands for each length of the first one and, running faster, of the
+    second; as many problems of each as the split has, at least one.
+
+  Raises:
+    UsageError: The task has not two operands of one width, or the split no
+      problem of some lengths.
+  """
+  if set(task.widths(7)) != {7} or len(task.widths(7)) != 2:
+    raise errors.UsageError(
+      f'grid: {task.name} does not take two operands of any lengths'
+    )
+  longest = lengths[-1]
+  drawn = task.sample(
+    key, 32 * count, level_weights=(0,) * (longest - 1) + (1,)
+  )
+  cells = []
+  for pair in itertools.product(lengths, repeat=2):
+    # The low digits of longer numbers, where the highest of them is one.
+    operands = task.prepare(
+      tuple(
+        task_lib.Digits(x.values, jnp.full_like(x.length, n)).masked()
+        for x, n in zip(drawn, pair, strict=True)
+      )
+    )
+    rows = _as_rows(operands)
+    leads = [
+      np.asarray(x.values)[:, n - 1] > 0
+      for x, n in zip(drawn, pair, strict=True)
+      if n > 1 and task.numeric
+    ]
+    inside = np.asarray(task_lib.split_of(operands, split))
+    rows = rows[np.all([inside, *leads], axis=0)]
+    _, first = np.unique(rows, axis=0, return_index=True)
+    if not len(first):
+      raise errors.UsageError(
+        f'grid: the {split} split of {task.name} has no problem of {pair[0]}'
+        f' and {pair[1]} digits; begin with longer ones'
+      )
+    cells.append(_from_rows(rows[np.sort(first)[:count]], operands))
+  return cells
 
 
 def _as_rows(operands: Sequence[task_lib.Digits]) -> np.ndarray:

@@ -21,6 +21,7 @@ from experiments.laboratory import results as results_lib
 from experiments.laboratory import run as run_lib
 from experiments.runtime import config as config_lib
 from experiments.runtime import errors
+from experiments.runtime import problems as runtime_problems
 
 SMALL = configs.Config(
   vary=('layout.answer_order=plain|reversed',),
@@ -267,6 +268,7 @@ def results_of(shares, **changes):
         np.asarray(shares[row.name]),
         np.asarray(shares[row.name]),
         np.ones((2, 4)),
+        np.ones((2, len(config.grid), len(config.grid))),
         np.array([2, 4]),
         np.ones((2, 2)),
       )
@@ -351,6 +353,39 @@ def test_two_axes_of_numbers_have_a_figure_each():
   shares = {f'{a}, {b}': [[a / 10] * 3] * 2 for a in (4, 8) for b in (4, 8)}
   figures = report.draw_figures(results_of(shares, vary=axes))
   assert {'training.steps.png', 'training.batch_size.png'} <= set(figures)
+
+
+def test_pairs_of_lengths_have_a_figure_for_each_row():
+  shares = {'plain': [[0.0] * 3] * 2, 'reversed': [[0.0] * 3] * 2}
+  figures = report.draw_figures(results_of(shares, grid=(1, 3)))
+  assert {'grid-plain.png', 'grid-reversed.png'} <= set(figures)
+
+
+def test_pairs_of_lengths_are_what_they_say():
+  task = tasks.addition
+  cells = runtime_problems.held_out_grid(
+    task, 'test', 20, (1, 3), key=jax.random.key(0)
+  )
+  written = [
+    list(zip(*map(tasks.to_strings, cell), strict=True)) for cell in cells
+  ]
+  lengths = [{tuple(map(len, problem)) for problem in cell} for cell in written]
+  assert lengths == [{(1, 1)}, {(1, 3)}, {(3, 1)}, {(3, 3)}]
+  assert all(len(set(cell)) == len(cell) for cell in written)
+  assert len(written[3]) == 20
+  assert all(tasks.split_of(cell, 'test').all() for cell in cells)
+  with pytest.raises(errors.UsageError, match='two operands'):
+    runtime_problems.held_out_grid(
+      tasks.reversing, 'test', 20, (1, 3), key=jax.random.key(0)
+    )
+
+
+def test_operands_of_their_own_levels_meet():
+  a, b = tasks.addition.sample(
+    jax.random.key(0), 64, level_weights=(1, 0, 1), independent=True
+  )
+  pairs = set(zip(a.length.tolist(), b.length.tolist(), strict=True))
+  assert pairs == {(1, 1), (1, 3), (3, 1), (3, 3)}
 
 
 def test_levels_are_called_what_they_count():
