@@ -19,7 +19,7 @@ from merging import streams
 from merging import transform as transform_lib
 
 PIECE = 1 << 20  # Entries: small enough for caches, large enough to dispatch.
-MAX_BYTES = 1 << 29  # By default, if no leaf needs more.
+MAX_BYTES = 3 << 27  # By default, if no leaf needs more.
 _LEAST = 1 << 12  # Entries of the smallest piece, with what fills it up.
 _LARGE = 1 << 23  # Bytes of a row whose program is asked what it needs.
 
@@ -88,7 +88,7 @@ class Outline:
     self.out_dtype = out_dtype
     self.piece = piece  # Entries, at most.
     # Bytes of a leaf that are held rather than read again, at most.
-    self.hold = (max_bytes or MAX_BYTES) // 4
+    self.hold = (max_bytes or MAX_BYTES) // 3
     self.experts = tuple(experts[name] for name in self.models)
     dense = [each for each in self.experts if not is_adapter(each)]
     if base is None:
@@ -354,7 +354,7 @@ class Outline:
     Args:
       jobs: All of them.
       allowed: What a person allows; by default what the largest job needs, and
-        half a gigabyte at least.
+        400 MB at least.
 
     Returns:
       The number.

@@ -144,7 +144,7 @@ def merge_stream(
       the base by default.
     paths: Leaves to write; all by default. Statistics are of all leaves.
     max_bytes: What jobs may hold at once; by default what the largest leaf
-      needs, and half a gigabyte at least. A leaf that has to be whole and needs
+      needs, and 400 MB at least. A leaf that has to be whole and needs
       more is refused.
     workers: Number of threads; one more than processors by default.
     finite: Whether to refuse values that are not finite.

@@ -214,7 +214,7 @@ def test_what_a_bound_has_no_room_for_is_read_again():
   base, experts = leaves('generic', 0)
   models = {name: streams.InMemory(each) for name, each in experts.items()}
   merged = []
-  for max_bytes, held in ((None, True), (1500, False)):
+  for max_bytes, held in ((None, True), (1290, False)):
     run = outline.Outline(
       transform,
       streams.InMemory(base),
