@@ -8,6 +8,7 @@ end at different places; padding fills the rest.
 from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
+import functools
 import re
 from typing import Any
 from typing import get_args
@@ -234,6 +235,19 @@ class Layout:
         f' got length={length}'
       )
     self._check_characters(task, tokenizer)
+    return self._write(task, operands, tokenizer, level, length, key, removed)
+
+  @functools.partial(jax.jit, static_argnums=(0, 1, 3, 4, 5), inline=True)
+  def _write(
+    self,
+    task: Task,
+    operands: tuple[Digits, ...],
+    tokenizer: tokenizers.DigitTokenizer,
+    level: int,
+    length: int,
+    key: jax.Array | None,
+    removed: jax.Array | int | None,
+  ) -> lines.Batch:
     (batch,) = operands[0].length.shape
     offset: Any = 0
     spaces_key = None

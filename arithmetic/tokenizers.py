@@ -131,6 +131,8 @@ class DigitTokenizer:
 
   def decode(self, ids: Sequence[int] | Iterable[int]) -> str:
     """The text of token ids."""
+    if isinstance(ids, jax.Array):  # Fetched at once, not one by one.
+      ids = np.asarray(ids)
     return ''.join(self.vocabulary[int(i)] for i in ids)
 
   def split(self, text: str) -> list[str]:

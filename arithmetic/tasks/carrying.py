@@ -28,6 +28,7 @@ class Carries(NamedTuple):
   ripple: jax.Array
 
 
+@jax.jit
 def carries(operands: Operands) -> Carries:
   """How a sum of two numbers carries.
 
