@@ -116,8 +116,7 @@ def generate(
   Examples:
     >>> import jax, jax.numpy as jnp
     >>> config = transformer.Config(vocabulary_size=9, max_length=6, layers=1)
-    >>> init = jax.jit(transformer.init, static_argnums=1)
-    >>> params = init(jax.random.key(0), config)
+    >>> params = transformer.init(jax.random.key(0), config)
     >>> prompts = jnp.asarray([[3, 0, 0, 0, 0, 0], [5, 7, 0, 0, 0, 0]])
     >>> generate(params, prompts, jnp.asarray([1, 2]), config=config).shape
     (2, 6)

@@ -5,6 +5,7 @@ of fixed depth cannot; they have no look back at what was written.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -39,8 +40,9 @@ class Config:
         )
 
 
+@functools.partial(jax.jit, static_argnames='config', inline=True)
 def init(key: jax.Array, config: Config) -> Params:
-  """Draws the parameters of a recurrent network.
+  """Draws the parameters of a recurrent network, in one program.
 
   Args:
     key: A PRNG key.
@@ -52,7 +54,7 @@ def init(key: jax.Array, config: Config) -> Params:
   Examples:
     >>> import jax
     >>> config = Config(vocabulary_size=16, width=8)
-    >>> params = jax.jit(init, static_argnums=1)(jax.random.key(0), config)
+    >>> params = init(jax.random.key(0), config)
     >>> sorted(params['lstm_0'])
     ['hf', 'hg', 'hi', 'ho', 'if', 'ig', 'ii', 'io']
   """
@@ -60,6 +62,7 @@ def init(key: jax.Array, config: Config) -> Params:
   return variables['params']
 
 
+@functools.partial(jax.jit, static_argnames='config', inline=True)
 def apply(params: Params, tokens: jax.Array, *, config: Config) -> jax.Array:
   """Logits of the next token at every position.
 

@@ -23,8 +23,9 @@ Params = dict[str, Any]
 Cache = tuple[KeysValues, ...]
 
 
+@functools.partial(jax.jit, static_argnames='config', inline=True)
 def init(key: jax.Array, config: Config) -> Params:
-  """Draws the parameters of a decoder.
+  """Draws the parameters of a decoder, in one program.
 
   Args:
     key: A PRNG key.
@@ -67,6 +68,7 @@ def ids_of(
   )
 
 
+@functools.partial(jax.jit, static_argnames=('config', 'loops'), inline=True)
 def apply(
   params: Params,
   tokens: jax.Array,
@@ -174,7 +176,7 @@ def extend(
     >>> import jax
     >>> import jax.numpy as jnp
     >>> config = Config(vocabulary_size=16, max_length=8, width=32)
-    >>> params = jax.jit(init, static_argnums=1)(jax.random.key(0), config)
+    >>> params = init(jax.random.key(0), config)
     >>> line = jnp.asarray([[3, 1, 4, 1, 5, 9, 2, 6]])
     >>> read = functools.partial(
     ...   jax.jit(extend, static_argnames='config'),
