@@ -116,12 +116,6 @@ def _train(
   optimizer = _optimizer(settings)
 
   @jax.jit
-  def initial(keys):
-    return jax.vmap(
-      lambda key: transformer.init(jax.random.fold_in(key, 0), problems.model)
-    )(keys)
-
-  @jax.jit
   def begin(params, keys):
     return jax.vmap(
       lambda p, key: training.start(p, optimizer, jax.random.fold_in(key, 1))
@@ -148,7 +142,7 @@ def _train(
 
   return stages.run(
     stage,
-    initial(keys),
+    _initial(keys, problems.model),
     settings.steps,
     begin=lambda params: begin(params, keys),
     train=functools.partial(train, examples(keys)),
@@ -173,6 +167,14 @@ def _score(
   written = jax.jit(population.population(problem.write_on, how))(params)
   exact = np.stack([problem.right(each) for each in np.asarray(written)])
   return scores._replace(exact=exact)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _initial(keys: jax.Array, model: transformer.Config) -> transformer.Params:
+  """Where the members of a population begin, the same program for all rows."""
+  return jax.vmap(
+    lambda key: transformer.init(jax.random.fold_in(key, 0), model)
+  )(keys)
 
 
 def _optimizer(settings: configs.Training) -> optax.GradientTransformation:
