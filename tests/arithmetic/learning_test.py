@@ -16,6 +16,7 @@ from arithmetic import tasks
 from arithmetic import tokenizers
 from arithmetic import training
 from arithmetic import transformer
+from tests.arithmetic import lines
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -34,7 +35,7 @@ CONFIG = transformer.Config(
   max_length=LENGTH,
   layers=1,
   heads=2,
-  width=32,
+  width=16,
 )
 OPTIMIZER = optax.adam(5e-3)
 
@@ -44,6 +45,22 @@ def draw(key, rows=64):
   return LAYOUT.write(TASK, operands, tokenizer=TOKENIZER, level=2)
 
 
+def stored(key):
+  """Some of a few stored lines: one draw, which compiles in no time."""
+  place = jax.random.randint(key, (8,), 0, 40)
+  return jax.tree.map(lambda x: x[place], batch_of(40))
+
+
+@functools.cache
+def batch_of(rows):
+  """The same lines whoever asks."""
+  with jax.ensure_compile_time_eval():
+    operands = lines.problems(TASK, rows, (0, 1))
+    batch = LAYOUT.write(TASK, operands, tokenizer=TOKENIZER, level=2)
+  return jax.tree.map(jnp.asarray, batch)
+
+
+@jax.jit
 def logits_of(params, tokens):
   return transformer.apply(params, tokens, config=CONFIG)
 
@@ -52,21 +69,49 @@ def loss_fn(params, batch):
   return evaluation.answer_loss(logits_of(params, batch.tokens[:, :-1]), batch)
 
 
-TRAIN = functools.partial(
-  training.train, loss_fn=loss_fn, draw=draw, optimizer=OPTIMIZER
-)
+def bigram_loss(params, batch):
+  """Of logits that depend on one token: a model that compiles in no time."""
+  logits = params['table'][batch.tokens[:, :-1]] * params['scale']
+  return evaluation.answer_loss(logits, batch)
 
 
-def begin(key):
-  params = transformer.init(jax.random.fold_in(key, 0), CONFIG)
-  return training.start(params, OPTIMIZER, jax.random.fold_in(key, 1))
+TRAIN = functools.partial(training.train, optimizer=OPTIMIZER)
+TRAIN_BIGRAM = functools.partial(TRAIN, loss_fn=bigram_loss, draw=stored)
+
+
+def begin(seed):
+  rng = np.random.default_rng(seed)
+  size = TOKENIZER.vocabulary_size
+  params = {
+    'table': jnp.asarray(rng.normal(size=(size, size)), jnp.float32),
+    'scale': jnp.float32(1),
+  }
+  return training.start(params, OPTIMIZER, jax.random.key(seed))
 
 
 @pytest.fixture(scope='module')
 def trained():
-  return jax.jit(functools.partial(TRAIN, num_steps=250))(
-    begin(jax.random.key(0))
+  rng = np.random.default_rng(0)
+  shapes = jax.eval_shape(
+    functools.partial(transformer.init, config=CONFIG), jax.random.key(0)
   )
+  params = jax.tree.map(
+    lambda x: (
+      rng.normal(scale=x.shape[0] ** -0.5, size=x.shape)
+      if x.ndim > 1
+      else np.ones(x.shape)
+    ),
+    shapes,
+  )
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+  state = training.start(params, OPTIMIZER, jax.random.key(1))
+  run = functools.partial(TRAIN, loss_fn=loss_fn, draw=draw, num_steps=250)
+  return jax.jit(run)(state)
+
+
+@jax.jit
+def greedy(params, tokens, start):
+  return decoding.greedy(functools.partial(logits_of, params), tokens, start)
 
 
 def test_training_learns(trained):
@@ -77,11 +122,11 @@ def test_training_learns(trained):
 
 def test_one_pass_scoring_equals_greedy_decoding(trained):
   params = trained[0].params
-  batch = draw(jax.random.key(99), 300)
+  batch = batch_of(300)
   logits = logits_of(params, batch.tokens[:, :-1])
   scored = evaluation.exact_match(logits, batch)
-  written = decoding.greedy(
-    functools.partial(logits_of, params),
+  written = greedy(
+    params,
     jnp.where(batch.answer, 0, batch.tokens),
     jnp.argmax(batch.answer, axis=-1),
   )
@@ -92,40 +137,40 @@ def test_one_pass_scoring_equals_greedy_decoding(trained):
 
 def test_decoding_does_not_read_the_answer(trained):
   params = trained[0].params
-  batch = draw(jax.random.key(7), 50)
+  batch = batch_of(300)
   start = jnp.argmax(batch.answer, axis=-1)
-  fn = functools.partial(logits_of, params)
   np.testing.assert_array_equal(
-    decoding.greedy(fn, batch.tokens, start),
-    decoding.greedy(fn, jnp.where(batch.answer, 3, batch.tokens), start),
+    greedy(params, batch.tokens, start),
+    greedy(params, jnp.where(batch.answer, 3, batch.tokens), start),
   )
 
 
 def test_interrupted_training_is_training_bit_for_bit():
-  run = jax.jit(TRAIN, static_argnames='num_steps')
-  first = begin(jax.random.key(1))
-  whole, losses = run(first, num_steps=6)
-  half, early = run(first, num_steps=3)
+  run = jax.jit(TRAIN_BIGRAM, static_argnums=1)
+  first = begin(1)
+  whole, losses = run(first, 6)
+  half, early = run(first, 3)
   # What a checkpoint does: leave the device and come back.
   data = jax.tree.map(
     np.asarray, half._replace(key=jax.random.key_data(half.key))
   )
   back = jax.tree.map(jnp.asarray, data)
   back = back._replace(key=jax.random.wrap_key_data(back.key))
-  rest, late = run(back, num_steps=3)
+  rest, late = run(back, 3)
   jax.tree.map(np.testing.assert_array_equal, whole.params, rest.params)
   np.testing.assert_array_equal(losses, jnp.concatenate([early, late]))
 
 
 @pytest.mark.parametrize('how', ['vmap', 'map'])
 def test_a_population_is_its_members(how):
-  keys = jax.random.split(jax.random.key(2), 3)
-  run = functools.partial(TRAIN, num_steps=4)
-  together = population.population(lambda k: run(begin(k)), how)
-  states, losses = jax.jit(together)(keys)
+  run = functools.partial(TRAIN_BIGRAM, num_steps=4)
+  members = [begin(seed) for seed in range(3)]
+  start = jax.tree.map(lambda *xs: jnp.stack(xs), *members)
+  states, losses = jax.jit(population.population(run, how))(start)
   assert losses.shape == (3, 4)
-  for i, key in enumerate(keys):
-    alone, loss = jax.jit(run)(begin(key))
+  one = jax.jit(run)
+  for i, member in enumerate(members):
+    alone, loss = one(member)
     np.testing.assert_allclose(losses[i], loss, rtol=1e-4)
     jax.tree.map(
       lambda x, y, i=i: np.testing.assert_allclose(x[i], y, atol=2e-3),

@@ -100,7 +100,8 @@ def _run(name):
 
 
 def _tokens(rows=3, length=9, seed=0):
-  return jax.random.randint(jax.random.key(seed), (rows, length), 0, 11)
+  tokens = np.random.default_rng(seed).integers(11, size=(rows, length))
+  return jnp.asarray(tokens, jnp.int32)
 
 
 def _perturbed(config):
