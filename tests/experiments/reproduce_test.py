@@ -12,6 +12,8 @@ import time
 
 import pytest
 
+from tests import warm
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -22,7 +24,7 @@ def environment(tmp_path_factory):
     'PYTHONPATH': str(ROOT),
     'PYTHONWARNINGS': 'error',
     'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'JAX_PLATFORMS': 'cpu',
   }
 
@@ -179,6 +181,21 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(
   assert len(starts) == 2
 
 
+@pytest.fixture(scope='module')
+def binary(environment):
+  """The binary, imported already."""
+  binary = warm.Binary(
+    'experiments.reproduce',
+    'experiments.arithmerge.run',
+    'experiments.configs.arithmerge',
+    'experiments.runtime.cli',
+    warnings='error',
+    environment=environment,
+  )
+  yield binary
+  binary.close()
+
+
 def test_a_finished_run_is_told_again_without_work(finished, environment):
   results, _ = finished
   before = _without_time(results)
@@ -187,20 +204,17 @@ def test_a_finished_run_is_told_again_without_work(finished, environment):
   assert _without_time(results) == before
 
 
-def test_an_earlier_config_is_a_preset(finished, tmp_path, environment):
+def test_an_earlier_config_is_a_preset(finished, tmp_path, binary):
   results, _ = finished
-  other = _run(
-    (
-      '--table=arithmerge',
-      f'--config={results / "config.json"}',
-      '--set=seeds=1',
-      f'--workdir={results}',
-    ),
-    tmp_path,
-    environment,
+  status, text = binary.run(
+    '--table=arithmerge',
+    f'--config={results / "config.json"}',
+    '--set=seeds=1',
+    f'--workdir={results}',
+    output=tmp_path / 'output',
   )
-  assert other.returncode == 2
-  assert 'seeds: 2 != 1' in other.stderr
+  assert status == 2
+  assert 'seeds: 2 != 1' in text
 
 
 @pytest.mark.parametrize(
@@ -258,27 +272,34 @@ def test_an_earlier_config_is_a_preset(finished, tmp_path, environment):
   ],
 )
 def test_bad_input_is_one_line_and_status_two(
-  arguments, words, tmp_path, environment
+  arguments, words, tmp_path, binary
 ):
-  done = _run(arguments, tmp_path, environment)
-  assert done.returncode == 2
-  assert len(done.stderr.strip().splitlines()) == 1
-  assert words in done.stderr
-  assert not list(tmp_path.iterdir())
+  place = tmp_path / 'place'
+  place.mkdir()
+  status, text = binary.run(
+    *arguments, output=tmp_path / 'output', directory=place
+  )
+  assert status == 2
+  assert len(text.strip().splitlines()) == 1
+  assert words in text
+  assert not list(place.iterdir())
 
 
-def test_a_directory_that_is_not_a_run_is_refused(tmp_path, environment):
+def test_a_directory_that_is_not_a_run_is_refused(tmp_path, binary):
   (tmp_path / 'results').mkdir()
   (tmp_path / 'results' / 'thesis.tex').write_text('years of work')
-  done = _run(SMOKE, tmp_path, environment)
-  assert done.returncode == 2
-  assert 'thesis.tex' in done.stderr
+  status, text = binary.run(
+    *SMOKE, output=tmp_path / 'output', directory=tmp_path
+  )
+  assert status == 2
+  assert 'thesis.tex' in text
   assert [p.name for p in (tmp_path / 'results').iterdir()] == ['thesis.tex']
 
 
-def test_help_and_list(tmp_path, environment):
-  done = _run(['--help'], tmp_path, environment)
-  assert done.returncode == 0
-  assert '--preset' in done.stdout
-  done = _run(['--list'], tmp_path, environment)
-  assert done.stdout.startswith('arithmerge')
+def test_help_and_list(tmp_path, binary):
+  status, text = binary.run('--help', output=tmp_path / 'output')
+  assert status == 0
+  assert '--preset' in text
+  status, text = binary.run('--list', output=tmp_path / 'output')
+  assert status == 0
+  assert text.startswith('arithmerge')

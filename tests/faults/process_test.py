@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from experiments.runtime import lock
-from tests.faults import warm
+from tests import warm
 from tests.faults import workspace
 
 _SHARDS = '--shard_size=4KB'
@@ -33,7 +33,7 @@ def sound(tmp_path_factory):
 @pytest.fixture(scope='module')
 def binary():
   """The binary, imported already."""
-  binary = warm.Binary()
+  binary = warm.Binary('experiments.merge', 'experiments.checkpoints.command')
   yield binary
   binary.close()
 
