@@ -19,14 +19,32 @@ CONFIG = configs.smoke()
 
 @pytest.fixture(scope='module')
 def params(suite):
-  return jax.jit(lambda key: arithmetic.init(key, suite.model))(
-    jax.random.key(1)
+  rng = np.random.default_rng(1)
+  shapes = jax.eval_shape(
+    lambda key: arithmetic.init(key, suite.model), jax.random.key(1)
+  )
+  return jax.tree.map(
+    lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), shapes
   )
 
 
 @pytest.fixture(scope='module')
 def suite():
   return suite_lib.Suite(CONFIG)
+
+
+@pytest.fixture(scope='module')
+def draws(suite):
+  """Mixtures for the base and for experts, each compiled once."""
+  return [
+    jax.jit(suite.draw_mixture(training))
+    for training in (CONFIG.base, CONFIG.expert)
+  ]
+
+
+@pytest.fixture(scope='module')
+def accuracy(suite):
+  return jax.jit(suite.accuracy)
 
 
 def _lines(batch):
@@ -38,10 +56,9 @@ def _lines(batch):
   }
 
 
-def test_scored_problems_are_never_trained_on(suite):
+def test_scored_problems_are_never_trained_on(suite, draws):
   trained = set()
-  for training in (CONFIG.base, CONFIG.expert):
-    draw = jax.jit(suite.draw_mixture(training))
+  for draw in draws:
     for step in range(40):
       batch, for_training = draw(jax.random.key(step))
       lines = np.asarray(batch.tokens)[np.asarray(for_training)]
@@ -57,9 +74,10 @@ def test_scored_problems_are_never_trained_on(suite):
   assert not validation & test
 
 
-def test_problems_that_are_not_for_training_have_no_gradient(suite, params):
-  key = jax.random.key(0)
-  batch, _ = jax.jit(suite.draw_mixture(CONFIG.expert))(key)
+def test_problems_that_are_not_for_training_have_no_gradient(
+  suite, params, draws
+):
+  batch, _ = draws[1](jax.random.key(0))
   none = jnp.zeros(batch.tokens.shape[0], bool)
   gradient = jax.jit(jax.grad(suite.loss))(params, (batch, none))
   assert all(not bool(jnp.any(x)) for x in jax.tree.leaves(gradient))
@@ -72,30 +90,31 @@ def test_problems_are_at_the_level_that_is_asked_for(suite):
   np.testing.assert_array_equal(problems.tokens, again.tokens)
 
 
-def test_a_mixture_has_the_same_share_of_every_task(suite):
-  batch, _ = jax.jit(suite.draw_mixture(CONFIG.base))(jax.random.key(0))
+def test_a_mixture_has_the_same_share_of_every_task(draws):
+  batch, _ = draws[0](jax.random.key(0))
   first = np.asarray(batch.tokens)[:, 0]
   counts = np.unique(first, return_counts=True)[1]
   share = CONFIG.base.batch_size // len(CONFIG.tasks)
   np.testing.assert_array_equal(counts, [share] * len(CONFIG.tasks))
 
 
-def test_ensemble_of_one_model_twice_is_that_model(suite, params):
+def test_ensemble_of_one_model_twice_is_that_model(suite, params, accuracy):
   problems = suite.problems('validation')
   twice = jax.tree.map(lambda x: jnp.stack([x, x]), params)
   np.testing.assert_array_equal(
-    jax.jit(suite.accuracy)(params, problems),
+    accuracy(params, problems),
     jax.jit(suite.ensemble_accuracy)(twice, problems),
   )
 
 
-def test_accuracy_is_exact_match_task_by_task(suite, params):
+def test_accuracy_is_exact_match_task_by_task(suite, params, accuracy):
   problems = suite.problems('validation')
-  accuracy = jax.jit(suite.accuracy)(params, problems)
+  found = accuracy(params, problems)
+  logits = jax.jit(suite.logits)
   for i in range(len(CONFIG.tasks)):
     batch = jax.tree.map(lambda x, i=i: x[i], problems)
-    right = evaluation.exact_match(suite.logits(params, batch.tokens), batch)
-    np.testing.assert_allclose(accuracy[i], np.mean(right), atol=0.02)
+    right = evaluation.exact_match(logits(params, batch.tokens), batch)
+    np.testing.assert_allclose(found[i], np.mean(right), atol=0.02)
 
 
 @pytest.mark.parametrize(

@@ -93,14 +93,20 @@ def test_a_wrong_setting_is_refused(changes):
     dataclasses.replace(SMALL, **changes)
 
 
-def test_nothing_that_is_scored_is_trained_on():
+@pytest.fixture(scope='module')
+def small():
+  """Problems of `SMALL`, and what draws them, compiled once."""
   problems = problems_lib.Problems(SMALL)
-  scored = {_line(x) for level in problems.test.tokens for x in level}
-  examples = problems.examples(jax.random.key(3))
+  return problems, jax.jit(problems.draw), problems.examples(jax.random.key(3))
+
+
+def test_nothing_that_is_scored_is_trained_on(small):
+  problems, draw, examples = small
+  tokens = np.asarray(problems.test.tokens)
+  scored = {_line(x) for level in tokens for x in level}
   assert examples is not None
   assert tasks.split_of(examples, 'train').all()
   assert examples[0].length.shape == (40,)
-  draw = jax.jit(problems.draw)
   drawn = set()
   for i in range(20):
     for source in (examples, None):
@@ -110,20 +116,18 @@ def test_nothing_that_is_scored_is_trained_on():
   assert not scored & drawn
 
 
-def test_few_examples_are_all_that_is_seen():
-  problems = problems_lib.Problems(SMALL)
-  examples = problems.examples(jax.random.key(3))
+def test_few_examples_are_all_that_is_seen(small):
+  _, draw, examples = small
   known = set(zip(*map(tasks.to_strings, examples or ()), strict=True))
   seen = set()
-  draw = jax.jit(problems.draw)
   for i in range(20):
     batch = draw(jax.random.key(i), examples).batch
     seen |= {_line(x) for x in np.asarray(batch.tokens)}
   assert len(seen) == len(known)
 
 
-def test_small_levels_count_every_problem_once():
-  problems = problems_lib.Problems(SMALL)
+def test_small_levels_count_every_problem_once(small):
+  problems, _, _ = small
   size = problems.sizes[0]
   assert 0 < size < SMALL.test_size
   assert problems.sizes[1:] == (8, 8)
