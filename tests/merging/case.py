@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 
 import merging
@@ -64,6 +65,14 @@ class Merge:
     leaves = leaves or ('bias', 'wide')
     return fixtures.part(*self.models(**settings), *leaves)
 
+  def alike(self, **settings: Any) -> Any:
+    """Two leaves of one shape, for which one program is compiled."""
+    return jax.tree.map(
+      lambda params: {'bias': params['wide'][::-1], **params},
+      self.small('wide', **settings),
+      is_leaf=lambda x: 'wide' in x,
+    )
+
   def sharded_models(self) -> Any:
-    """The same with leaves that eight devices can share."""
+    """Leaves of several shapes that eight devices can share."""
     return fixtures.rename(*self.small('tall', 'wide'), tall='bias')

@@ -73,7 +73,7 @@ def assert_equal(a, b):
   ],
 )
 def test_each_leaf_is_a_model(case):
-  base, experts = case.small()
+  base, experts = case.alike()
   transform = merging.each(lambda spec: case.make())
   merged = merging.merge(transform, base, experts)
   for path in base:

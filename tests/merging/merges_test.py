@@ -32,6 +32,10 @@ def rows(cases):
 
 
 every_merge = rows(table.MERGES)
+# One shape of leaf compiles one program; all that are awkward, in slow runs.
+every_kind_of_leaf = pytest.mark.parametrize(
+  'kind', ['alike', pytest.param('small', marks=pytest.mark.slow)]
+)
 varied = rows([case for case in table.MERGES if case.vary])
 
 
@@ -90,9 +94,10 @@ def test_equals_oracle(case, kind):
   assert merged['step'] == 7
 
 
+@every_kind_of_leaf
 @every_merge
-def test_inside_a_jit_it_is_the_same(case):
-  base, experts = case.small()
+def test_inside_a_jit_it_is_the_same(case, kind):
+  base, experts = getattr(case, kind)()
   extra = case.extra(base)
   eager = merging.merge(case.make(), base, experts, **extra)
 
@@ -117,7 +122,7 @@ def test_a_second_call_compiles_nothing(case):
 @varied
 def test_another_hyper_parameter_compiles_nothing(case):
   counts = compile_counter()
-  base, experts = case.small()
+  base, experts = case.alike()
   low, high = case.values
   extra = case.extra(base)
   merging.merge(case.vary(low), base, experts, **extra)
@@ -146,9 +151,10 @@ def test_experts_equal_to_the_base_give_the_base(case):
   assert_near(merged, base, atol=case.still)
 
 
+@every_kind_of_leaf
 @every_merge
-def test_narrow_models_are_merged_in_float32_and_rounded_once(case):
-  narrow = case.small(dtype=jnp.bfloat16)
+def test_narrow_models_are_merged_in_float32_and_rounded_once(case, kind):
+  narrow = getattr(case, kind)(dtype=jnp.bfloat16)
   wide = jax.tree.map(lambda x: x.astype(jnp.float32), narrow)
   extra = case.extra(narrow[0])
   merged = merging.merge(case.make(), *narrow, **extra)
@@ -160,13 +166,7 @@ def test_narrow_models_are_merged_in_float32_and_rounded_once(case):
 
 @varied
 def test_vmap_over_a_hyper_parameter_is_a_loop(case):
-  base, experts = case.small('wide')
-  base, experts = jax.tree.map(
-    # Two leaves of one shape, which compile one program.
-    lambda params: {'bias': params['wide'][::-1], **params},
-    (base, experts),
-    is_leaf=lambda x: 'wide' in x,
-  )
+  base, experts = case.alike()
 
   def merged(value):
     return merging.merge(case.vary(value), base, experts, **case.extra(base))
@@ -178,17 +178,21 @@ def test_vmap_over_a_hyper_parameter_is_a_loop(case):
     assert_near(one, alone, max(1e-6, case.compiled))
 
 
+@every_kind_of_leaf
 @every_merge
-def test_streamed_in_pieces_it_is_the_same(case):
-  base, experts = case.small()
+def test_streamed_in_pieces_it_is_the_same(case, kind):
+  base, experts = getattr(case, kind)()
   extra = case.extra(base)
   merged = merging.merge(case.make(), base, experts, **extra)
-  # 'wide' in three pieces, where the method allows it.
+  # Matrices in three pieces, where the method allows it.
   streamed = drive.stream(case.make(), base, experts, extra, piece=16)
   assert_near(streamed, merged, case.sharded)
 
 
+@pytest.mark.parametrize(
+  'kind', ['alike', pytest.param('sharded_models', marks=pytest.mark.slow)]
+)
 @every_merge
-def test_on_an_explicit_mesh_it_is_the_same(case):
-  base, experts = case.sharded_models()
+def test_on_an_explicit_mesh_it_is_the_same(case, kind):
+  base, experts = getattr(case, kind)()
   drive.check_sharded(case, base, experts, drive.EXPLICIT, context=True)

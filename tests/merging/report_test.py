@@ -9,6 +9,7 @@ from arithmetic import transformer
 import merging
 from merging import report
 from tests.merging import fixtures
+from tests.merging.symmetry import decoders
 
 
 def flat_np(params, keep=lambda path: True):
@@ -153,9 +154,9 @@ def test_fine_tuned_models_are_fine_and_unrelated_ones_are_not():
   config = transformer.Config(
     vocabulary_size=5, max_length=4, layers=1, heads=2, width=8
   )
-  init = jax.jit(lambda key: transformer.init(key, config))
-  base, other = (init(jax.random.key(seed)) for seed in range(2))
-  tokens = jax.random.randint(jax.random.key(3), (8, 4), 0, 5)
+  base, other = (decoders.params_of(config, seed) for seed in range(2))
+  tokens = np.random.default_rng(3).integers(5, size=(8, 4))
+  tokens = jnp.asarray(tokens, jnp.int32)
 
   @jax.jit
   def tune(params, tokens):

@@ -252,7 +252,9 @@ def test_leaves_that_are_no_matrices_are_kept_whole():
   )
 
 
-@pytest.mark.parametrize('kinds', [drive.AUTO, drive.EXPLICIT])
+@pytest.mark.parametrize(
+  'kinds', [pytest.param(drive.AUTO, marks=pytest.mark.slow), drive.EXPLICIT]
+)
 def test_bundles_of_sharded_models_restore_the_same(kinds):
   base, experts = fixtures.part(*fixtures.models(), 'tall', 'wide')
   mesh = jax.make_mesh((4, 2), ('x', 'y'), axis_types=kinds)

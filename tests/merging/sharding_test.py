@@ -15,12 +15,18 @@ from tests.merging import table
 
 
 @pytest.mark.parametrize(
-  'name', ['average', 'ties_index', 'ties_tensor_keep', 'dare_linear_mergekit']
+  'name',
+  [
+    'average',
+    pytest.param('ties_index', marks=pytest.mark.slow),
+    'ties_tensor_keep',
+    'dare_linear_mergekit',
+  ],
 )
 def test_on_an_automatic_mesh(name):
   # What the compiler makes of an explicit mesh is the same: a few will do.
   case = table.named(name)
-  drive.check_sharded(case, *case.sharded_models(), drive.AUTO, context=False)
+  drive.check_sharded(case, *case.alike(), drive.AUTO, context=False)
 
 
 @pytest.mark.parametrize('context', [True, False])
@@ -29,7 +35,7 @@ def test_under_jit_with_and_without_a_mesh_in_context(kinds, context):
   case = table.named('ties_mergekit')
   drive.check_sharded(
     case,
-    *case.sharded_models(),
+    *case.alike(),
     kinds,
     context,
     lambda merge, *args: jax.jit(merge)(*args),
@@ -37,7 +43,7 @@ def test_under_jit_with_and_without_a_mesh_in_context(kinds, context):
 
 
 def test_models_on_one_device_may_merge_under_a_mesh():
-  base, experts = table.named('ties').sharded_models()
+  base, experts = table.named('ties').alike()
   mesh = jax.make_mesh((4, 2), ('x', 'y'), axis_types=drive.EXPLICIT)
   expected = merging.merge(merging.ties(0.3), base, experts)
   with jax.set_mesh(mesh):
@@ -46,7 +52,7 @@ def test_models_on_one_device_may_merge_under_a_mesh():
 
 
 def test_gradients_and_vmap_on_an_explicit_mesh():
-  base, experts = table.named('task_arithmetic').sharded_models()
+  base, experts = table.named('task_arithmetic').alike()
   mesh = jax.make_mesh((4, 2), ('x', 'y'), axis_types=drive.EXPLICIT)
 
   def total(scale, base, experts):

@@ -83,9 +83,7 @@ def assert_same(found, wanted):
   ids=['ties', 'ties_index', 'ties_tensor', 'dare', 'della', 'sce'],
 )
 def test_pieces_threads_and_limits_change_no_bit(transform):
-  base, experts = fixtures.part(
-    *fixtures.models('lattice'), 'bias', 'tall', 'wide'
-  )
+  base, experts = fixtures.part(*fixtures.models('lattice'), 'bias', 'tall')
   merged = merging.merge(transform, base, experts)
   for options in (  # Pieces of 13, and one of 9.
     {'piece': 13, 'workers': 1},

@@ -55,8 +55,11 @@ def test_the_protocol_alone_is_a_streaming_merge(name):
 
 
 def test_statistics_add_up_in_any_order():
-  base, experts = fixtures.part(
-    *fixtures.models('lattice'), 'bias', 'tall', 'wide'
+  base, experts = table.named('ties').alike(kind='lattice')
+  base, experts = jax.tree.map(
+    lambda params: {**params, 'other': -params['wide'][:, ::-1]},
+    (base, experts),
+    is_leaf=lambda x: 'wide' in x,
   )
   transform = merging.ties(0.3, ties='index')
   disk = drive.Disk(transform, base, experts, {})
@@ -97,7 +100,7 @@ def test_chains_nest():
     merging.chain(merging.trim(0.3), merging.elect_sign()),
     merging.chain(merging.disjoint_mean(), merging.scale(0.7)),
   )
-  base, experts = fixtures.part(*fixtures.models('lattice'), 'bias', 'wide')
+  base, experts = table.named('ties').alike(kind='lattice')
   one, other = (merging.merge(each, base, experts) for each in (flat, nested))
   jax.tree.map(np.testing.assert_array_equal, one, other)
 

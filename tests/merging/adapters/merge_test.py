@@ -269,7 +269,11 @@ def test_leaves_of_one_shape_share_a_program():
 
 
 @pytest.mark.parametrize(
-  'kind', [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit]
+  'kind',
+  [
+    pytest.param(jax.sharding.AxisType.Auto, marks=pytest.mark.slow),
+    jax.sharding.AxisType.Explicit,
+  ],
 )
 def test_on_a_mesh(kind):
   mesh = jax.make_mesh((2,), ('x',), axis_types=(kind,))

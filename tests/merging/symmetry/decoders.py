@@ -17,6 +17,7 @@ SCHEMES = (
   pytest.param('none', marks=pytest.mark.slow),
 )
 TOKENS = 11
+KEY = jax.random.key(0)
 
 
 def config(positions, *, width=16, layers=1, heads=HEADS):
@@ -32,20 +33,23 @@ def config(positions, *, width=16, layers=1, heads=HEADS):
 
 def params_of(shape, seed=0):
   """Parameters with biases and norms away from where they are initialised."""
-  params = jax.jit(transformer.init, static_argnums=1)(
-    jax.random.key(seed), shape
-  )
   rng = np.random.default_rng(seed)
 
-  def shake(x):
-    return x + rng.normal(scale=0.2, size=x.shape).astype(np.float32)
+  def draw(path, x):
+    spread = 0.2 if x.ndim < 2 else 0.2 + x.shape[0] ** -0.5
+    mean = 1.0 if path[-1].key == 'scale' else 0.0
+    values = rng.normal(mean, spread, x.shape)
+    return jnp.asarray(values, jnp.float32)
 
-  return jax.tree.map(shake, params)
+  return jax.tree_util.tree_map_with_path(
+    draw, jax.eval_shape(lambda key: transformer.init(key, shape), KEY)
+  )
 
 
 @functools.partial(jax.jit, static_argnames=['shape'])
 def logits(params, *, shape):
-  tokens = jax.random.randint(jax.random.key(7), (3, 9), 0, TOKENS)
+  tokens = np.random.default_rng(7).integers(TOKENS, size=(3, 9))
+  tokens = jnp.asarray(tokens, jnp.int32)
   return transformer.apply(params, tokens, config=shape)
 
 
