@@ -6,8 +6,9 @@ PRESET ?= cpu
 WORKERS ?= auto
 
 RUN := .venv/bin/python
-PYTEST := $(RUN) -m pytest --numprocesses=$(WORKERS) --maxprocesses=8 \
-  --dist=loadfile
+# Tests start many processes, which would each compile our sources anew.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(RUN) -m pytest \
+  --numprocesses=$(WORKERS) --maxprocesses=8 --dist=loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: clean demo docs format help lint lock peers test test-slow types

@@ -1,5 +1,6 @@
 """Strict settings for every test: 8 CPU devices, no silent promotion."""
 
+import gc
 import re
 
 import hypothesis
@@ -9,6 +10,14 @@ import pytest
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+if jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+# Files of few tests that take long.
+_LONG = (
+  *('reproduce_test.py', 'laboratory_test.py', 'suite_test.py'),
+  *('learning_test.py', 'unmergeable_test.py', 'growth_test.py'),
+)
 
 hypothesis.settings.register_profile(
   'repeatable',
@@ -20,15 +29,28 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile('repeatable')
 
 
+def pytest_collection_finish():
+  """Spares the collector the modules and the tests, which stay to the end."""
+  gc.collect()
+  gc.freeze()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
   """All tests of a row of the table of merges, else of a file, in one process.
 
-  They share compiled programs, which is most of what they cost.
+  They share compiled programs, which is most of what they cost. Those of many
+  tests come first, but for a few long ones, which would be left to the end.
   """
   from xdist import scheduler
 
   class ByRow(scheduler.LoadScopeScheduling):
+    def _assign_work_unit(self, node):
+      long = [scope for scope in self.workqueue if scope.endswith(_LONG)]
+      if long:
+        self.workqueue.move_to_end(long[0], last=False)
+      super()._assign_work_unit(node)
+
     def _split_scope(self, nodeid):
       row = re.search(r'merges_test\.py::\w+\[(\w+)', nodeid)
       return row[1] if row else nodeid.partition('::')[0]
