@@ -35,6 +35,38 @@ def pytest_collection_finish():
   gc.freeze()
 
 
+# Kept programs hold 1.5 MB each, and from some hundred on new ones take half as
+# long again to compile.
+_MOST_PROGRAMS = 500
+_programs = 0
+
+
+def _count(event, duration, **kwargs):
+  global _programs
+  del duration, kwargs
+  _programs += event == '/jax/core/compile/backend_compile_duration'
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+  """Forgets programs where what shares them ends."""
+  global _programs
+  result = yield
+  last = nextitem is None or _scope(nextitem.nodeid) != _scope(item.nodeid)
+  if last and _programs > _MOST_PROGRAMS:
+    jax.clear_caches()
+    _programs = 0
+  return result
+
+
+def _scope(nodeid):
+  row = re.search(r'merges_test\.py::\w+\[(\w+)', nodeid)
+  return row[1] if row else nodeid.partition('::')[0]
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
   """All tests of a row of the table of merges, else of a file, in one process.
@@ -52,7 +84,6 @@ def pytest_xdist_make_scheduler(config, log):
       super()._assign_work_unit(node)
 
     def _split_scope(self, nodeid):
-      row = re.search(r'merges_test\.py::\w+\[(\w+)', nodeid)
-      return row[1] if row else nodeid.partition('::')[0]
+      return _scope(nodeid)
 
   return ByRow(config, log)
