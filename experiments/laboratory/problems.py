@@ -139,6 +139,18 @@ class Problems:
     )
     return evaluation.answer_loss(logits, lines.batch, lines.trained)
 
+  def logits(self, params: transformer.Params, tokens: jax.Array) -> jax.Array:
+    """Logits of what follows each token.
+
+    Args:
+      params: The decoder's.
+      tokens: i32[batch, length].
+
+    Returns:
+      f32[batch, length - 1, vocabulary], for tokens 1 to length - 1.
+    """
+    return transformer.apply(params, tokens[:, :-1], config=self.model)
+
   def scores(self, params: transformer.Params) -> Scores:
     """Scores a model on all levels."""
 
@@ -146,7 +158,7 @@ class Problems:
       level: tuple[layouts.Batch, jax.Array],
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
       batch, counted = level
-      logits = self._logits(params, batch.tokens)
+      logits = self.logits(params, batch.tokens)
       exact = evaluation.exact_match(logits, batch)
       right = jnp.argmax(logits, axis=-1) == batch.tokens[:, 1:]
       answers = batch.answer[:, 1:] & counted[:, None]
@@ -231,9 +243,6 @@ class Problems:
     texts = [self._tokenizer.vocabulary[i] for i in self.test.tokens[-1, 0]]
     between = '' if max(map(len, self._tokenizer.vocabulary)) == 1 else ' '
     return between.join(texts).rstrip()
-
-  def _logits(self, params, tokens):
-    return transformer.apply(params, tokens[:, :-1], config=self.model)
 
   def _sample(self, key, count):
     training = self._config.training

@@ -69,7 +69,7 @@ def run(
         progress=progress,
         every=config.checkpoint_steps,
       )
-      params = _train(name, variant.config, problem, stages)
+      params = train(name, variant.config, problem, stages)
       scores = _score(problem, params, config.population)
       metrics.write(
         _SCORES,
@@ -100,15 +100,24 @@ def run(
     )
 
 
-def _train(
+def train(
   stage: str,
   config: configs.Config,
   problems: problems_lib.Problems,
   stages: stages_lib.Stages,
 ) -> transformer.Params:
-  """The parameters of all seeds of a variant: with a leading axis of seeds.
+  """Trains all seeds of a variant, or restores them.
 
   Seeds begin with the same numbers in every variant, so that rows are paired.
+
+  Args:
+    stage: What the stage is called.
+    config: The variant.
+    problems: Its task.
+    stages: Where it trains, and what an earlier run left.
+
+  Returns:
+    The parameters, with a leading axis of seeds.
   """
   root = jax.random.fold_in(jax.random.key(config.seed), 1)
   keys = jax.random.split(root, config.seeds)

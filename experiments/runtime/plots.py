@@ -240,6 +240,80 @@ def curves(
   return figure
 
 
+def dots(
+  values: 'ArrayLike',
+  rows: Sequence[str],
+  kinds: Sequence[str],
+  *,
+  x_label: str = '',
+  breaks: Sequence[int] = (),
+  linear: float = 1.0,
+  level: tuple[str, float] | None = None,
+) -> 'Figure':
+  """Draws a dot a row, with its spread over seeds; what is large, by logarithm.
+
+  Args:
+    values: [rows, seeds].
+    rows: Names, the first on top.
+    kinds: What each row is one of; the colour of its dot, and the legend.
+    x_label: With the unit.
+    breaks: Rows before which to leave a gap, between groups.
+    linear: Up to this, also below 0, x is linear.
+    level: A name and a value to compare with, drawn as a vertical line.
+
+  Returns:
+    A figure that grows with the number of rows.
+  """
+  values = np.atleast_2d(np.asarray(values, np.float64))
+  values = _numbers(values, (len(rows), values.shape[1]), 'values')
+  tops = np.arange(len(rows)) + _GAP * np.searchsorted(
+    sorted(breaks), np.arange(len(rows)), side='right'
+  )
+  kinds = list(kinds)
+  names = list(dict.fromkeys(kinds))
+  size = (5.0 + _label_width(rows), 0.19 * (tops[-1] + 1) + 0.25 * len(names))
+  with _figure((size[0], size[1] + 0.8)) as figure:
+    axes = figure.add_subplot()
+    axes.grid(visible=True)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.set_xscale('symlog', linthresh=linear, linscale=0.6)
+    axes.xaxis.set_major_formatter('{x:g}')
+    for place, (name, color) in enumerate(
+      zip(names, itertools.cycle(COLORS), strict=False)
+    ):
+      chosen = [i for i, kind in enumerate(kinds) if kind == name]
+      spread = (
+        values[chosen].std(axis=1, ddof=1) if values.shape[1] > 1 else None
+      )
+      axes.errorbar(
+        values[chosen].mean(axis=1),
+        tops[chosen],
+        xerr=spread,
+        color=color,
+        fmt='osD^vPX'[place % 7],
+        markersize=4.5,
+        elinewidth=1.0,
+        label=name,
+      )
+    if level is not None:
+      name, value = level
+      axes.axvline(value, color='#5b6773', linewidth=1.0, dashes=(1, 2))
+      axes.annotate(
+        name,
+        (value, 1.0),
+        xycoords=('data', 'axes fraction'),
+        xytext=(3, 3),
+        textcoords='offset points',
+        color='#5b6773',
+      )
+    axes.set_yticks(tops, rows)
+    axes.set_ylim(tops[-1] + 0.7, -0.7)
+    axes.tick_params(axis='y', length=0)
+    axes.set_xlabel(x_label)
+    figure.legend(loc='outside lower center', ncols=2)
+  return figure
+
+
 def fields(
   panels: 'Mapping[str, ArrayLike]',
   x: 'ArrayLike',

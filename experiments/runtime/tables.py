@@ -27,6 +27,7 @@ class Column:
     scale: Factor from stored to shown values: 100 for percent.
     digits: Digits after the point.
     best: Which mean is emphasised in ranked groups, if any.
+    fixed: Whether it has one value for all seeds, such as a size.
   """
 
   name: str
@@ -34,6 +35,7 @@ class Column:
   scale: float = 100.0
   digits: int = 1
   best: Literal['max', 'min'] | None = 'max'
+  fixed: bool = False
 
   @property
   def heading(self) -> str:
@@ -121,6 +123,7 @@ class Table:
     *,
     caption: str = '',
     notes: Sequence[str] = (),
+    empty: str = 'an empty cell was not run',
   ):
     """Makes an empty table.
 
@@ -129,6 +132,7 @@ class Table:
       columns: In order.
       caption: Shown under the title.
       notes: Shown below, a line each.
+      empty: What an empty cell means, for the legend.
     """
     names = [column.name for column in columns]
     if len(set(names)) != len(names):
@@ -137,6 +141,7 @@ class Table:
     self.columns = tuple(columns)
     self.caption = caption
     self.notes = tuple(notes)
+    self.empty = empty
     self.groups: list[Group] = []
 
   def add_group(self, name: str, *, ranked: bool) -> Group:
@@ -186,6 +191,7 @@ class Table:
       for group in self.groups
       for row in group.rows
       for column in self.columns
+      if not column.fixed
     ]
     counts = sorted({cell.n for cell in cells if cell.n})
     parts = []
@@ -201,7 +207,7 @@ class Table:
       where = f'among {ranked[0]}' if len(ranked) == 1 else 'of a ranked group'
       parts.append(f'best mean of each column {where} in bold')
     if not all(cell.n for cell in cells):
-      parts.append('an empty cell was not run')
+      parts.append(self.empty)
     sentence = '; '.join(parts)
     return f'{sentence[:1].upper()}{sentence[1:]}.' if parts else ''
 
