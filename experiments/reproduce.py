@@ -43,6 +43,10 @@ TABLES = {
     'laboratory',
     'Products padded and reversed [Shen et al., 2023].',
   ),
+  'precision': (
+    'precision',
+    'What a trained model loses in other arithmetics.',
+  ),
   'teaching_arithmetic': (
     'laboratory',
     'Addition plain, reversed and with its steps [Lee et al., 2023].',
