@@ -35,6 +35,7 @@ TABLES = {
     'laboratory',
     'Positions, and how far beyond training they add.',
   ),
+  'lmul': ('lmul', 'The error of L-Mul, by bits of mantissa.'),
   'nupa': (
     'laboratory',
     'Simple tasks on numbers: tokens and positions [Yang et al., 2024].',
