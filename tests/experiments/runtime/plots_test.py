@@ -65,6 +65,23 @@ def test_matrix_is_white_at_zero_and_has_no_minus_zero():
   np.testing.assert_allclose(mesh.to_rgba(0.0)[:3], 0.97, atol=0.02)
 
 
+def test_dots_show_means_and_deviations_in_rows_that_do_not_collide():
+  values = np.random.default_rng(0).random((30, 3)) * 90 - 5
+  kinds = [('wide', 'narrow')[i % 2] for i in range(30)]
+  figure = plots.dots(
+    values, _ROWS, kinds, breaks=[4, 10], level=('a point', 1.0)
+  )
+  (axes,) = figure.axes
+  assert [t.get_text() for t in axes.get_yticklabels()] == _ROWS
+  boxes = _boxes(figure, axes.get_yticklabels())
+  assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
+  found = [point for line in axes.lines[:2] for point in line.get_xdata()]
+  means = values.mean(axis=1)
+  np.testing.assert_allclose(found, [*means[::2], *means[1::2]])
+  (legend,) = figure.legends
+  assert [t.get_text() for t in legend.get_texts()] == ['wide', 'narrow']
+
+
 def test_curves_show_means_deviations_and_levels():
   x = np.linspace(0, 1, 5)
   seeds = np.random.default_rng(0).random((3, 5))

@@ -97,6 +97,19 @@ def test_legend_states_the_seeds_and_what_is_missing():
   assert table.legend() == 'Mean ± sample standard deviation over 5 seeds.'
 
 
+def test_legend_counts_no_columns_that_are_fixed_and_says_what_is_empty():
+  columns = [
+    tables.Column(name='score'),
+    tables.Column(name='size', fixed=True),
+  ]
+  table = tables.Table('T', columns, empty='an empty cell has no price')
+  group = table.add_group('all', ranked=False)
+  table.add_row(group, 'a', {'score': [0.1, 0.2], 'size': 3})
+  assert table.legend() == 'Mean ± sample standard deviation over 2 seeds.'
+  table.add_row(group, 'b', {'size': 3})
+  assert table.legend().endswith('; an empty cell has no price.')
+
+
 class _Cells(parser.HTMLParser):
   def __init__(self):
     super().__init__()
