@@ -98,8 +98,18 @@ def _narrowest(
 
 
 def _scales(results: Results) -> list[str]:
-  """What scales give back of formats that have them or not."""
+  """What scales give back, and what those that saturate nothing do."""
   said = []
+  for name in ('mxfp8_e4m3', 'mxfp8_e5m2', 'mxfp4_e2m1'):
+    pair = (
+      results.named(f'blocks/{name}_rceil'),
+      results.named(f'blocks/{name}'),
+    )
+    if pair[0] and pair[1]:
+      said.append(
+        f'{name} with scales that let nothing saturate (rceil) against those of'
+        f' OCP: {_difference(pair[0], pair[1])}.'
+      )
   for bare, scaled in (
     ('float8_e4m3fn', 'mxfp8_e4m3'),
     ('float6_e2m3fn', 'mxfp6_e2m3'),

@@ -111,6 +111,15 @@ _SCALED = {
   'mxfp6_e3m2': numerics.mxfp6_e3m2,
   'mxfp4_e2m1': numerics.mxfp4_e2m1,
   'nvfp4': numerics.nvfp4,
+  # A scale that lets nothing saturate, where that of OCP lets the largest.
+  **{
+    f'{name}_rceil': dataclasses.replace(fmt, rule='rceil')
+    for name, fmt in (
+      ('mxfp8_e4m3', numerics.mxfp8_e4m3),
+      ('mxfp8_e5m2', numerics.mxfp8_e5m2),
+      ('mxfp4_e2m1', numerics.mxfp4_e2m1),
+    )
+  },
 }
 
 # Operands, and what the partial sums of a product are rounded to.
