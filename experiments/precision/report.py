@@ -119,7 +119,7 @@ def build_table(results: results_lib.Results) -> tables.Table:
       groups[row.group] = table.add_group(heading, ranked=False)
     table.add_row(
       groups[row.group],
-      row.name,
+      _shown(row),
       {
         'bits': row.bits,
         'exact': scores.exact,
@@ -137,13 +137,13 @@ def draw_figures(
 ) -> Mapping[str, tuple[str, bytes, str]]:
   """Heading, PNG and caption of each figure, by file name."""
   figures = {}
-  spread = f'Mean and standard deviation over {_seeds(results)}.'
   if len(results.rows) > 2:
     figures['bits.png'] = (
       'Against bits',
       plots.to_png(_draw_bits(results)),
-      'Exact answers lost against float32, in points, the widest operands on'
-      f' top; a logarithmic scale from 1 on. {spread}',
+      'Exact answers lost against float32, in points; a logarithmic scale from'
+      ' 1 on. The widest operands are on top, their bits in parentheses. Mean,'
+      f' least and most of {_seeds(results)}.',
     )
   names = [x for x in rows_lib.ROUNDED if _modes(results, x)]
   if len(names) > 1:
@@ -180,7 +180,7 @@ def _draw_bits(results):
   bits = [x.row.bits for x in rows]
   return plots.dots(
     100 * np.stack([results.lost(x) for x in rows]),
-    [f'{_named(x.row)}  {x.row.bits:g}' for x in rows],
+    [f'{_alone(x.row)}  ({x.row.bits:g})' for x in rows],
     [rows_lib.GROUPS[x.row.group] for x in rows],
     x_label='exact answers lost, points',
     breaks=[i for i in range(1, len(bits)) if int(bits[i]) != int(bits[i - 1])],
@@ -188,8 +188,23 @@ def _draw_bits(results):
   )
 
 
-def _named(row: rows_lib.Row) -> str:
-  return f'L-Mul {row.name}' if row.group == 'lmul' else row.name
+def _shown(row: rows_lib.Row) -> str:
+  """What a row is called under the heading of its group."""
+  if row.group == 'lmul':
+    place, bits = row.name.split()
+    where = {'all': 'all products', 'attention': 'attention alone'}[place]
+    return f'{where}, {bits} bits'
+  return row.name.replace('_zero', ' zero')
+
+
+def _alone(row: rows_lib.Row) -> str:
+  """What it is called where there is no heading."""
+  return {
+    'all': f'{row.name}, every operation',
+    'attention': f'{row.name}, attention alone',
+    'lmul': f'L-Mul, {_shown(row)}',
+    'sums': row.name.replace(' in ', ', sums in '),
+  }.get(row.group, row.name)
 
 
 def _caption(results):

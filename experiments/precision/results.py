@@ -67,7 +67,7 @@ def findings(results: Results) -> list[str]:
     results, ('blocks',), 'for operands of products, with scales'
   )
   said += _scales(results)
-  said += _lmul(results, 'attention', 'attention/', 'in attention')
+  said += _lmul(results, 'attention', 'attention/', 'in attention alone')
   said += _lmul(results, 'all', 'products/', 'in all products')
   said += _modes(results)
   said += _sums(results)
@@ -126,23 +126,40 @@ def _scales(results: Results) -> list[str]:
 
 
 def _lmul(results: Results, place: str, other: str, where: str) -> list[str]:
-  """L-Mul against formats of 8 bits."""
-  said = []
-  for result in results.rows:
-    if result.row.group != 'lmul' or not result.row.name.startswith(place):
+  """L-Mul by its bits, and what is claimed of it."""
+  rows = {
+    int(x.row.name.split()[-1]): x
+    for x in results.rows
+    if x.row.group == 'lmul' and x.row.name.startswith(place)
+  }
+  if not rows:
+    return []
+  lost = [f'{points(results.lost(x))} with {m} bits' for m, x in rows.items()]
+  eights = {
+    name: results.named(other + name)
+    for name in ('float8_e4m3fn', 'float8_e5m2')
+  }
+  lost += [f'{n} {points(results.lost(x))}' for n, x in eights.items() if x]
+  said = [f'{where.capitalize()}, L-Mul loses {", ".join(lost)}.']
+  for bits, name, claim in (
+    (4, 'float8_e4m3fn', 'is comparable to'),
+    (3, 'float8_e5m2', 'is better than'),
+  ):
+    result, eight = rows.get(bits), eights[name]
+    if result is None or eight is None:
       continue
-    bits = result.row.name.split()[-1]
-    lost = points(results.lost(result))
-    against = []
-    for name in ('float8_e4m3fn', 'float8_e5m2'):
-      eight = results.named(other + name)
-      if eight is not None:
-        against.append(f'against {name} {_difference(result, eight)}')
+    gain = (result.scores.exact - eight.scores.exact).mean()
+    if claim == 'is comparable to':
+      verdict = 'holds' if gain >= -_POINT else 'does not hold'
+    elif abs(gain) <= _POINT:
+      verdict = 'cannot be told'
+    else:
+      verdict = 'holds' if gain > 0 else 'does not hold'
+    ratio = result.scores.error.mean() / eight.scores.error.mean()
     said.append(
-      '; '.join(
-        [f'L-Mul with {bits} bits of mantissa {where} loses {lost}', *against]
-      )
-      + '.'
+      f'{where.capitalize()}, the claim that L-Mul with {bits} bits {claim}'
+      f' {name} {verdict}: {_difference(result, eight)}; its largest logit'
+      f' error is {ratio:.2f} of the other.'
     )
   return said
 
@@ -175,18 +192,21 @@ _MODES = {'toward_zero': 'toward zero', 'stochastic': 'at random'}
 
 def _sums(results: Results) -> list[str]:
   """What narrow sums lose besides."""
-  said = []
+  pairs = []
   for result in results.rows:
-    if result.row.group != 'sums':
-      continue
-    operands, _, total = result.row.name.partition(' in ')
-    before = results.named(f'products/{operands}')
-    if before is not None:
-      said.append(
-        f'{operands}, added in {total} one after the other against in float32:'
-        f' {_difference(result, before)}.'
-      )
-  return said
+    if result.row.group == 'sums':
+      operands, _, _ = result.row.name.partition(' in ')
+      before = results.named(f'products/{operands}')
+      if before is not None:
+        pairs.append((result, before))
+  if not pairs:
+    return []
+  gains = [(a.scores.exact - b.scores.exact).mean() for a, b in pairs]
+  result, before = pairs[int(np.argmin(gains))]
+  return [
+    'Terms added one after the other in 16 bits instead of in float32 make most'
+    f' of a difference to {result.row.name}: {_difference(result, before)}.'
+  ]
 
 
 def _broken(results: Results) -> list[str]:

@@ -98,28 +98,28 @@ _BARE = {
   'float4_e2m1fn': numerics.float4_e2m1fn,
 }
 
+
+def _careful(fmt: numerics.BlockFormat) -> numerics.BlockFormat:
+  """Scales that let nothing saturate, where those of OCP let the largest."""
+  return dataclasses.replace(fmt, rule='rceil')
+
+
 _SCALED = {
   'float8_e4m3fn by tensor': _scaled(numerics.float8_e4m3fn),
   'float8_e5m2 by tensor': _scaled(numerics.float8_e5m2),
   'int8 by tensor': _scaled(numerics.int8),
   'int4 by tensor': _scaled(numerics.int4),
   'float4_e2m1fn by tensor': _scaled(numerics.float4_e2m1fn),
-  'mxfp8_e4m3': numerics.mxfp8_e4m3,
-  'mxfp8_e5m2': numerics.mxfp8_e5m2,
   'mxint8': numerics.mxint8,
+  'mxfp8_e4m3': numerics.mxfp8_e4m3,
+  'mxfp8_e4m3_rceil': _careful(numerics.mxfp8_e4m3),
+  'mxfp8_e5m2': numerics.mxfp8_e5m2,
+  'mxfp8_e5m2_rceil': _careful(numerics.mxfp8_e5m2),
   'mxfp6_e2m3': numerics.mxfp6_e2m3,
   'mxfp6_e3m2': numerics.mxfp6_e3m2,
-  'mxfp4_e2m1': numerics.mxfp4_e2m1,
   'nvfp4': numerics.nvfp4,
-  # A scale that lets nothing saturate, where that of OCP lets the largest.
-  **{
-    f'{name}_rceil': dataclasses.replace(fmt, rule='rceil')
-    for name, fmt in (
-      ('mxfp8_e4m3', numerics.mxfp8_e4m3),
-      ('mxfp8_e5m2', numerics.mxfp8_e5m2),
-      ('mxfp4_e2m1', numerics.mxfp4_e2m1),
-    )
-  },
+  'mxfp4_e2m1': numerics.mxfp4_e2m1,
+  'mxfp4_e2m1_rceil': _careful(numerics.mxfp4_e2m1),
 }
 
 # Operands, and what the partial sums of a product are rounded to.

@@ -250,7 +250,9 @@ def dots(
   linear: float = 1.0,
   level: tuple[str, float] | None = None,
 ) -> 'Figure':
-  """Draws a dot a row, with its spread over seeds; what is large, by logarithm.
+  """Draws a dot a row, the mean over seeds, on a line from least to most.
+
+  What is large is on a logarithmic scale.
 
   Args:
     values: [rows, seeds].
@@ -282,17 +284,14 @@ def dots(
       zip(names, itertools.cycle(COLORS), strict=False)
     ):
       chosen = [i for i, kind in enumerate(kinds) if kind == name]
-      spread = (
-        values[chosen].std(axis=1, ddof=1) if values.shape[1] > 1 else None
-      )
-      axes.errorbar(
+      low, high = values[chosen].min(axis=1), values[chosen].max(axis=1)
+      axes.hlines(tops[chosen], low, high, color=color, linewidth=1.0)
+      axes.plot(
         values[chosen].mean(axis=1),
         tops[chosen],
-        xerr=spread,
+        'osD^vPX'[place % 7],
         color=color,
-        fmt='osD^vPX'[place % 7],
         markersize=4.5,
-        elinewidth=1.0,
         label=name,
       )
     if level is not None:

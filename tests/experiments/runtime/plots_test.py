@@ -65,7 +65,7 @@ def test_matrix_is_white_at_zero_and_has_no_minus_zero():
   np.testing.assert_allclose(mesh.to_rgba(0.0)[:3], 0.97, atol=0.02)
 
 
-def test_dots_show_means_and_deviations_in_rows_that_do_not_collide():
+def test_dots_show_means_and_ranges_in_rows_that_do_not_collide():
   values = np.random.default_rng(0).random((30, 3)) * 90 - 5
   kinds = [('wide', 'narrow')[i % 2] for i in range(30)]
   figure = plots.dots(
@@ -78,6 +78,14 @@ def test_dots_show_means_and_deviations_in_rows_that_do_not_collide():
   found = [point for line in axes.lines[:2] for point in line.get_xdata()]
   means = values.mean(axis=1)
   np.testing.assert_allclose(found, [*means[::2], *means[1::2]])
+  ranges = [
+    tuple(path.vertices[:, 0])
+    for lines in axes.collections
+    for path in lines.get_paths()
+  ]
+  least, most = values.min(axis=1), values.max(axis=1)
+  order = [*range(0, 30, 2), *range(1, 30, 2)]
+  np.testing.assert_allclose(ranges, np.stack([least, most], axis=1)[order])
   (legend,) = figure.legends
   assert [t.get_text() for t in legend.get_texts()] == ['wide', 'narrow']
 
