@@ -127,7 +127,7 @@ def draw_figures(
     figures[f'{name}.png'] = (
       plots.to_png(_draw(results, name)),
       f'Relative error of {_OF[name]}, in percent, by the mantissa bits that'
-      ' L-Mul keeps. Formats are dotted lines. Mean and standard deviation'
+      ' L-Mul keeps; formats are level lines. Mean and standard deviation'
       f' over {_seeds(results)}.',
     )
   return figures
@@ -142,25 +142,24 @@ _OF = {
 
 
 def _draw(results, name):
-  series, levels = {}, {}
+  series = {}
   for group in ('bits', 'value'):
     rows = [x for x in results.rows if x.row.group == group]
     series[measure.GROUPS[group]] = (
       [x.row.bits for x in rows],
       100 * np.stack([getattr(x.errors, name) for x in rows], axis=1),
     )
+  ends = np.array(results.config.mantissa_bits)[[0, -1]]
   for row, errors in results.rows:
     value = getattr(errors, name)
     if row.group in ('formats', 'scaled') and value is not None:
-      scaled = ', scaled' if row.group == 'scaled' else ''
-      levels[row.name + scaled] = 100 * float(value.mean())
-  tops = [float(y.max()) for _, y in series.values()]
+      scaled = ', with a scale' if row.group == 'scaled' else ''
+      series[row.name + scaled] = (ends, 100 * np.stack([value] * 2, axis=1))
   return plots.curves(
     series,
     x_label='mantissa bits',
     y_label='relative error, %',
-    levels=levels,
-    limits=(0, 1.1 * max([*tops, *levels.values()])),
+    limits=(0, 1.1 * max(float(np.max(y)) for _, y in series.values())),
   )
 
 

@@ -148,20 +148,31 @@ def _lmul(results: Results, place: str, other: str, where: str) -> list[str]:
     result, eight = rows.get(bits), eights[name]
     if result is None or eight is None:
       continue
-    gain = (result.scores.exact - eight.scores.exact).mean()
+    gain = result.scores.exact - eight.scores.exact
+    verdict = _told(gain)
     if claim == 'is comparable to':
-      verdict = 'holds' if gain >= -_POINT else 'does not hold'
-    elif abs(gain) <= _POINT:
-      verdict = 'cannot be told'
-    else:
-      verdict = 'holds' if gain > 0 else 'does not hold'
+      verdict = 'holds' if gain.mean() >= -_POINT else 'does not hold'
     ratio = result.scores.error.mean() / eight.scores.error.mean()
     said.append(
       f'{where.capitalize()}, the claim that L-Mul with {bits} bits {claim}'
       f' {name} {verdict}: {_difference(result, eight)}; its largest logit'
-      f' error is {ratio:.2f} of the other.'
+      f' error is {ratio:.2f} times the other.'
     )
   return said
+
+
+def _told(gain: np.ndarray) -> str:
+  """Whether a gain is beyond a point, and two standard errors.
+
+  Examples:
+    >>> _told(np.array([0.2, 0.3])), _told(np.array([0.0, -0.05, 0.0]))
+    ('holds', 'cannot be told')
+  """
+  count = len(gain)
+  error = gain.std(ddof=1) / np.sqrt(count) if count > 1 else 0.0
+  if abs(gain.mean()) <= max(_POINT, 2 * error):
+    return 'cannot be told'
+  return 'holds' if gain.mean() > 0 else 'does not hold'
 
 
 def _modes(results: Results) -> list[str]:
@@ -202,10 +213,13 @@ def _sums(results: Results) -> list[str]:
   if not pairs:
     return []
   gains = [(a.scores.exact - b.scores.exact).mean() for a, b in pairs]
-  result, before = pairs[int(np.argmin(gains))]
+  start = 'Terms added one after the other in 16 bits instead of in float32'
+  if max(map(abs, gains)) <= _POINT:
+    return [f'{start} change none of {len(pairs)} rows by more than a point.']
+  result, before = pairs[int(np.argmax(np.abs(gains)))]
   return [
-    'Terms added one after the other in 16 bits instead of in float32 make most'
-    f' of a difference to {result.row.name}: {_difference(result, before)}.'
+    f'{start} make most of a difference to {result.row.name}:'
+    f' {_difference(result, before)}.'
   ]
 
 

@@ -191,7 +191,7 @@ LOST = {
     ' float8_e4m3fn 0.0 ± 0.0 points, float8_e5m2 15.0 ± 7.1 points.',
     'In attention alone, the claim that L-Mul with 4 bits is comparable to'
     ' float8_e4m3fn holds: -0.5 ± 0.0 points (no more than one apart); its'
-    ' largest logit error is 1.00 of the other.',
+    ' largest logit error is 1.00 times the other.',
     'In all products, the claim that L-Mul with 3 bits is better than'
     ' float8_e5m2 holds: +25.0 ± 7.1 points',
     'Rounding toward zero instead of to nearest makes most of a difference to'
