@@ -180,7 +180,7 @@ class Problems:
 
     def one_pair(pair: tuple[layouts.Batch, jax.Array]) -> jax.Array:
       batch, counted = pair
-      right = evaluation.exact_match(self._logits(params, batch.tokens), batch)
+      right = evaluation.exact_match(self.logits(params, batch.tokens), batch)
       return _share(right, counted)
 
     return jax.lax.map(one_pair, self._grid).reshape(count, count)
