@@ -220,5 +220,5 @@ def test_scratchpads_refuse_other_tasks():
     ValueError, match=r'the operator \* and 2 .* got addition'
   ):
     layout.length(tasks.addition, 2)
-  with pytest.raises(KeyError, match="did you mean 'detailed'"):
+  with pytest.raises(ValueError, match="did you mean 'detailed'"):
     layouts.Layout(scratchpad='detail')
