@@ -246,6 +246,14 @@ def test_an_earlier_config_is_a_preset(finished, tmp_path, binary):
       ['--table=arithmerge', '--set=methods=TSVM'],
       "no row 'TSVM'",
     ),
+    (
+      ['--table=precision', '--set=rows=products/bfloat61'],
+      "no row 'products/bfloat61'; did you mean 'products/bfloat16'",
+    ),
+    (
+      ['--table=lmul', '--set=mantissa_bits=0,4'],
+      'mantissa_bits are one or more, from 1 to 23',
+    ),
     (['--table=arithmerge', '--presets=cpu'], 'unknown flag --presets'),
     (['--table=arithmerge', '--set=seed=4294967296'], 'seed is below 2^32'),
     (

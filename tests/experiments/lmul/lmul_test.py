@@ -121,12 +121,12 @@ def test_page_has_a_figure_for_every_measure(tmp_path):
 
 @pytest.mark.slow  # It compiles three programs for every row.
 def test_a_run_continues_and_ends_with_the_same(tmp_path):
-  table = run_lib.run(TINY, tmp_path / 'run')
+  table = run_lib.run(configs.smoke(), tmp_path / 'run')
   path = tmp_path / 'run/metrics.jsonl'
   lines = path.read_text().splitlines()
   stages = [json.loads(line)['stage'] for line in lines]
-  assert stages == [row.key for row in measure.rows(TINY)]
+  assert stages == [row.key for row in measure.rows(configs.smoke())]
   path.write_text('\n'.join(lines[:-1]) + '\n')
-  again = run_lib.run(TINY, tmp_path / 'run')
+  again = run_lib.run(configs.smoke(), tmp_path / 'run')
   assert again.to_csv() == table.to_csv()
   assert path.read_text().splitlines() == lines
