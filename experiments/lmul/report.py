@@ -149,7 +149,8 @@ def _draw(results, name):
       [x.row.bits for x in rows],
       100 * np.stack([getattr(x.errors, name) for x in rows], axis=1),
     )
-  ends = [results.config.mantissa_bits[0], results.config.mantissa_bits[-1]]
+  bits = results.config.mantissa_bits
+  ends = [bits[0], bits[-1]]
   for row, errors in results.rows:
     value = getattr(errors, name)
     if row.group in ('formats', 'scaled') and value is not None:
