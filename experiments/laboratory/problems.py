@@ -38,6 +38,21 @@ class Lines(NamedTuple):
   key: jax.Array
 
 
+class Scored(NamedTuple):
+  """Problems that are scored, arguments of what scores them.
+
+  Attributes:
+    test: `[levels, test_size]`.
+    counted: Which of them count, `bool[levels, test_size]`.
+    grid: Pairs of lengths, and which of their problems count, `[pairs, ...]`;
+      None if none are scored.
+  """
+
+  test: layouts.Batch
+  counted: jax.Array
+  grid: tuple[layouts.Batch, jax.Array] | None
+
+
 class Scores(NamedTuple):
   """What is counted on the problems of each level.
 
@@ -65,8 +80,10 @@ class Problems:
     model: The decoder's shape.
     sizes: How many problems of each level are scored: `test_size`, or as many
       as the test split has of a small one.
-    test: What is scored, `[levels, test_size]`; the same for every seed and for
-      every variant with the same task. Beyond its size a level repeats.
+    scored: What is scored.
+    test: Its problems of each level, `[levels, test_size]`; the same for every
+      seed and for every variant with the same task. Beyond its size a level
+      repeats.
   """
 
   def __init__(self, config: configs.Config):
@@ -90,9 +107,8 @@ class Problems:
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     levels = [self._held_out(level, key) for level in config.levels]
     self.sizes = tuple(len(each[0].length) for each in levels)
-    self.test, self._counted = self._stacked(levels, config.test_size)
-
-    self._grid = self._pairs(key)
+    self.test, counted = self._stacked(levels, config.test_size)
+    self.scored = Scored(self.test, counted, self._pairs(key))
     final = _final(jax.tree.map(lambda x: x[-1], self.test))
     self._places = int(final.sum(axis=-1).max())
 
@@ -151,7 +167,7 @@ class Problems:
     """
     return transformer.apply(params, tokens[:, :-1], config=self.model)
 
-  def scores(self, params: transformer.Params) -> Scores:
+  def scores(self, params: transformer.Params, scored: Scored) -> Scores:
     """Scores a model on all levels."""
 
     def one_level(
@@ -168,14 +184,19 @@ class Problems:
       )
       return _share(exact, counted), _share(right, answers), places
 
-    exact, tokens, places = jax.lax.map(one_level, (self.test, self._counted))
-    return Scores(
-      exact, tokens, places[-1, : self._places], self._grid_scores(params)
+    exact, tokens, places = jax.lax.map(
+      one_level, (scored.test, scored.counted)
     )
+    grid = self._grid_scores(params, scored.grid)
+    return Scores(exact, tokens, places[-1, : self._places], grid)
 
-  def _grid_scores(self, params: transformer.Params) -> jax.Array:
+  def _grid_scores(
+    self,
+    params: transformer.Params,
+    grid: tuple[layouts.Batch, jax.Array] | None,
+  ) -> jax.Array:
     count = len(self._config.grid)
-    if self._grid is None:
+    if grid is None:
       return jnp.zeros((count, count))
 
     def one_pair(pair: tuple[layouts.Batch, jax.Array]) -> jax.Array:
@@ -183,15 +204,21 @@ class Problems:
       right = evaluation.exact_match(self.logits(params, batch.tokens), batch)
       return _share(right, counted)
 
-    return jax.lax.map(one_pair, self._grid).reshape(count, count)
+    return jax.lax.map(one_pair, grid).reshape(count, count)
 
   @property
   def works(self) -> bool:
     """Whether the model writes work before its answer."""
     return bool(self._config.layout.scratchpad)
 
-  def write_on(self, params: transformer.Params) -> jax.Array:
+  def write_on(
+    self, params: transformer.Params, test: layouts.Batch
+  ) -> jax.Array:
     """What a model writes behind the prompts of the test problems.
+
+    Args:
+      params: The model.
+      test: The problems, `[levels, test_size]`.
 
     Returns:
       i32[levels, test_size, length]: the likeliest tokens, one after another,
@@ -208,7 +235,7 @@ class Problems:
         end=end,
       )
 
-    return jax.lax.map(one_level, self.test)
+    return jax.lax.map(one_level, test)
 
   def right(self, written: np.ndarray) -> np.ndarray:
     """Reads what a model wrote, and compares answers, whatever the work.

@@ -170,10 +170,24 @@ def _score(
   as long as it is right; so that only models that write work, which may differ
   from the true one and still lead to the answer, have to write.
   """
-  scores = jax.jit(population.population(problem.scores, how))(params)
+
+  # Problems are arguments: XLA would compute with constants while it compiles.
+  @jax.jit
+  def score(params, scored):
+    return population.population(
+      lambda each: problem.scores(each, scored), how
+    )(params)
+
+  @jax.jit
+  def write(params, test):
+    return population.population(
+      lambda each: problem.write_on(each, test), how
+    )(params)
+
+  scores = score(params, problem.scored)
   if not problem.works:
     return scores
-  written = jax.jit(population.population(problem.write_on, how))(params)
+  written = write(params, problem.test)
   exact = np.stack([problem.right(each) for each in np.asarray(written)])
   return scores._replace(exact=exact)
 

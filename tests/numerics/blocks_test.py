@@ -95,7 +95,7 @@ def test_the_formats_of_ocp_are_those_of_gfloat(name):
     np.testing.assert_array_equal(found[row, :32], expected)
 
 
-@pytest.mark.parametrize('rule', set(blocks.RULES) - {'floor', 'nearest'})
+@pytest.mark.parametrize('rule', ['ceil', 'rceil', 'even', 'midmax'])
 def test_rules_of_the_scale_are_the_literal_ones(rule):
   for element in (numerics.float4_e2m1fn, numerics.float8_e4m3fn):
     fmt = numerics.BlockFormat(element, 4, rule=rule)

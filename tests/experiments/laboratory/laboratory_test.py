@@ -197,7 +197,7 @@ def test_scores_are_shares_of_right_answers():
       return jax.nn.one_hot(jnp.where(known[:, None], right, 0), 14) * 9.0
 
   knowing = Knowing(SMALL)
-  exact = np.asarray(knowing.scores({}).exact)
+  exact = np.asarray(knowing.scores({}, knowing.scored).exact)
   share = [np.mean(np.arange(size) % 2 == 0) for size in knowing.sizes]
   np.testing.assert_allclose(exact, share)
 
