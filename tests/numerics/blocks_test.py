@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import numerics
-from numerics import blocks
 from tests.numerics import functions
 from tests.numerics import oracles
 
