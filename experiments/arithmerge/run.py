@@ -33,8 +33,7 @@ def run(
   Raises:
     UsageError: If the directory holds something else.
   """
-  # Ints where the settings say floats would make another run of the same one.
-  config = config_lib.from_dict(type(config), config_lib.to_dict(config))
+  config = config_lib.canonical(config)
   # Before anything is written: a setting may not leave enough problems.
   suite = suite_lib.Suite(config)
   problems = {split: suite.problems(split) for split in ('validation', 'test')}
@@ -47,10 +46,7 @@ def run(
         scoring.STAGE: _SCORING_COST * scored,
       }
     )
-    for change in workdir.changes():
-      progress.message(
-        f'warning: what this run left before was made otherwise: {change}'
-      )
+    workdir.tell_changes(progress.message)
     metrics = metrics_lib.JsonlWriter(workdir.path / 'metrics.jsonl')
     models = model_lib.Trainer(
       config,

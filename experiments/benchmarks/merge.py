@@ -25,6 +25,7 @@ import yaml
 from experiments.benchmarks import floor
 from experiments.benchmarks import processes
 from experiments.benchmarks import synthetic
+from experiments.benchmarks import turns as turns_lib
 from experiments.runtime import config as config_lib
 from experiments.runtime import errors
 from third_party.peers import client
@@ -262,8 +263,8 @@ class Report:
         continue
       walls = [cost.wall for cost in turns]
       cells = [
-        _spread(walls),
-        _spread([cost.cpu for cost in turns]),
+        turns_lib.spread(walls),
+        turns_lib.spread([cost.cpu for cost in turns]),
         f'{read / statistics.median(walls) / 1e9:.2f}',
         f'{statistics.median(cost.anonymous for cost in turns) / 1e6:.0f}',
       ]
@@ -275,14 +276,6 @@ class Report:
             else _ratio(turns, costs.get(other, ()), field, invert=invert)
           )
       self.say(f'| {" | ".join((*case, program, *cells))} |')
-
-
-def _spread(values: Sequence[float]) -> str:
-  """The median and, of several, the range."""
-  middle = f'{statistics.median(values):.2f}'
-  if len(values) == 1:
-    return middle
-  return f'{middle} [{min(values):.2f}-{max(values):.2f}]'
 
 
 def _ratio(
@@ -300,7 +293,7 @@ def _ratio(
     for ours, theirs in zip(turns, others, strict=True)
   ]
   ratios = [b / a if invert else a / b for a, b in pairs if a and b]
-  return _spread(ratios) if ratios else ''
+  return turns_lib.spread(ratios) if ratios else ''
 
 
 def _programs(folder: Path, peer: str) -> dict[str, Program]:
@@ -373,8 +366,11 @@ def _start(
     if failed:
       yield f'{name}: status {failed.status}: {failed.said[-200:]}'
     else:
-      wall = _spread([cost.wall for cost in costs])
-      yield f'{name}: {wall} s, CPU {_spread([cost.cpu for cost in costs])} s'
+      wall, cpu = (
+        turns_lib.spread([getattr(cost, field) for cost in costs])
+        for field in ('wall', 'cpu')
+      )
+      yield f'{name}: {wall} s, CPU {cpu} s'
 
 
 def _delete(out: Path) -> None:

@@ -7,10 +7,7 @@ The limit is a copy of the same array by a program of XLA.
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import contextlib
 import functools
-import os
-from pathlib import Path
 import statistics
 
 import jax
@@ -19,12 +16,10 @@ import numpy as np
 
 from experiments.benchmarks import turns as turns_lib
 from experiments.runtime import config as config_lib
-from experiments.runtime import errors
 import numerics
 from numerics import rounding
 from third_party.peers import client
 
-_PEER = 'pychop'
 _LIBRARIES = ('jax', 'torch', 'numpy')
 _SIZES = (1_000_000, 10_000_000)
 FORMATS: Mapping[str, numerics.Format] = {
@@ -49,25 +44,16 @@ def run(*, names: Sequence[str], repeats: int, peer: str) -> None:
   Args:
     names: Formats, of `FORMATS`; all if none.
     repeats: Turns.
-    peer: The environment that has pychop; by default where `make peers`
-      installs it.
+    peer: The environment that has pychop (see `turns.peer`).
   """
   for name in names:
     config_lib.choose('format', name, FORMATS)
-  python = Path(peer, 'bin', 'python') if peer else client.python_of(_PEER)
-  if peer and not python.exists():
-    raise errors.UsageError(f'--peer: there is no {python}')
-  with contextlib.ExitStack() as stack:
-    pychop = None
-    if python.exists():
-      pychop = stack.enter_context(client.Peer(_PEER, python.absolute()))
+  with turns_lib.peer('pychop', peer) as pychop:
+    if pychop is not None:
       print(f'pychop {pychop.versions["pychop"]}', end='; ')
-    load = ' '.join(f'{x:.1f}' for x in os.getloadavg())
     print(
-      f'jax {jax.__version__} on {jax.devices()[0].device_kind},'
-      f' {os.cpu_count()} processors, load {load}; {repeats} turns, medians;'
-      ' nanoseconds of CPU time an entry, and how many times ours pychop takes'
-      ' by CPU time\n'
+      f'{turns_lib.machine()}; {repeats} turns, medians; nanoseconds of CPU'
+      ' time an entry, and how many times ours pychop takes by CPU time\n'
     )
     turns_lib.row(
       *('entries', 'format', 'mode', 'copy', 'ours', 'ours, wall'),

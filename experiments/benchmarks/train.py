@@ -1,17 +1,14 @@
 """Training and decoding of small decoders, in turns with nanoGPT.
 
-The same shapes, the same batches of random tokens, float32 and all threads on
-both sides; only whole steps are timed, behind a first round that compiles. The
+The same shapes, as many random tokens a step, float32 and all threads on both
+sides; only whole steps are timed, behind a first round that compiles. The
 limit is how fast this machine multiplies two matrices of 1024 by 1024.
 """
 
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import contextlib
 import functools
-import os
-from pathlib import Path
 import statistics
 from typing import NamedTuple
 
@@ -25,10 +22,8 @@ from arithmetic import training
 from arithmetic import transformer
 from experiments.benchmarks import turns as turns_lib
 from experiments.runtime import config as config_lib
-from experiments.runtime import errors
 from third_party.peers import client
 
-_PEER = 'nanogpt'
 _STREAM = 1_000_000  # Tokens that lines are cut from.
 
 
@@ -79,25 +74,17 @@ def run(*, names: Sequence[str], repeats: int, peer: str) -> None:
   Args:
     names: Which rows, of `NAMES`; all if none.
     repeats: Turns.
-    peer: The environment that has nanoGPT; by default where `make peers`
-      installs it.
+    peer: The environment that has nanoGPT (see `turns.peer`).
   """
   for name in names:
     config_lib.choose('row', name, dict.fromkeys(NAMES))
-  python = Path(peer, 'bin', 'python') if peer else client.python_of(_PEER)
-  if peer and not python.exists():
-    raise errors.UsageError(f'--peer: there is no {python}')
-  with contextlib.ExitStack() as stack:
-    nanogpt = None
-    if python.exists():
-      nanogpt = stack.enter_context(client.Peer(_PEER, python.absolute()))
+  with turns_lib.peer('nanogpt', peer) as nanogpt:
+    if nanogpt is not None:
       print(f'nanoGPT with torch {nanogpt.versions["torch"]}', end='; ')
     limit = _multiplications(repeats)
-    load = ' '.join(f'{x:.1f}' for x in os.getloadavg())
     print(
-      f'jax {jax.__version__} on {jax.devices()[0].device_kind},'
-      f' {os.cpu_count()} processors, load {load}; {limit / 1e9:.0f} GFLOP/s in'
-      f' a product of matrices; {repeats} turns, median [range]\n'
+      f'{turns_lib.machine()}; {limit / 1e9:.0f} GFLOP/s in a product of'
+      f' matrices; {repeats} turns, median [range]\n'
     )
     turns_lib.row(
       *('case', 'program', 'ms a step, wall', 'CPU', 'tokens/s'),
@@ -330,8 +317,8 @@ def _print(
     wall = statistics.median(turn.wall for turn in turns)
     rate = _operations(case) / wall if case else 0.0
     cells = [
-      _spread([1e3 * turn.wall / steps for turn in turns]),
-      _spread([1e3 * turn.cpu / steps for turn in turns]),
+      turns_lib.spread([1e3 * turn.wall / steps for turn in turns]),
+      turns_lib.spread([1e3 * turn.cpu / steps for turn in turns]),
       f'{tokens / wall:,.0f}',
       f'{rate / 1e9:.0f}' if rate else '',
       f'{100 * rate / limit:.0f}' if rate else '',
@@ -341,13 +328,7 @@ def _print(
         getattr(b, field) / getattr(a, field)
         for a, b in zip(turns, others, strict=False)
       ]
-      cells.append(_spread(ratios) if ratios and program != 'nanoGPT' else '')
+      cells.append(
+        turns_lib.spread(ratios) if ratios and program != 'nanoGPT' else ''
+      )
     turns_lib.row(name, program, *cells)
-
-
-def _spread(values: Sequence[float]) -> str:
-  """The median and, of several, the range."""
-  middle = f'{statistics.median(values):.2f}'
-  if len(values) == 1:
-    return middle
-  return f'{middle} [{min(values):.2f}-{max(values):.2f}]'

@@ -80,10 +80,8 @@ class Problems:
     model: The decoder's shape.
     sizes: How many problems of each level are scored: `test_size`, or as many
       as the test split has of a small one.
-    scored: What is scored.
-    test: Its problems of each level, `[levels, test_size]`; the same for every
-      seed and for every variant with the same task. Beyond its size a level
-      repeats.
+    scored: What is scored; the same for every seed and for every variant with
+      the same task. Beyond its size a level repeats.
   """
 
   def __init__(self, config: configs.Config):
@@ -107,8 +105,8 @@ class Problems:
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     levels = [self._held_out(level, key) for level in config.levels]
     self.sizes = tuple(len(each[0].length) for each in levels)
-    self.test, counted = self._stacked(levels, config.test_size)
-    self.scored = Scored(self.test, counted, self._pairs(key))
+    test, counted = self._stacked(levels, config.test_size)
+    self.scored = Scored(test, counted, self._pairs(key))
     final = _final(jax.tree.map(lambda x: x[-1], self.test))
     self._places = int(final.sum(axis=-1).max())
 
@@ -205,6 +203,11 @@ class Problems:
       return _share(right, counted)
 
     return jax.lax.map(one_pair, grid).reshape(count, count)
+
+  @property
+  def test(self) -> layouts.Batch:
+    """The problems that are scored, `[levels, test_size]`."""
+    return self.scored.test
 
   @property
   def works(self) -> bool:

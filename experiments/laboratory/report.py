@@ -37,14 +37,14 @@ def write(
     The table, for the console.
   """
   table = build_table(results, study)
-  files.write(directory / 'table.md', table.to_markdown())
-  files.write(directory / 'table.csv', table.to_csv())
   figures = draw_figures(results)
-  page = report_lib.Report(study.title, lead=study.lead)
-  page.add_section('What came out')
-  page.add_list(list(study.findings(results)))
-  page.add_section('The table')
-  page.add_table(table)
+  page = report_lib.start(
+    directory,
+    table,
+    study.findings(results),
+    title=study.title,
+    lead=study.lead,
+  )
   for name, (heading, png, caption) in figures.items():
     files.write(directory / name, png)
     page.add_section(heading)
@@ -159,7 +159,12 @@ def draw_figures(
       f'Pairs of lengths: {row.name}',
       plots.to_png(heatmap),
       'Exact answers in percent, by the digits of the first operand (down) and'
-      f' of the second (across). Mean over {_seeds(config)}.',
+      f' of the second (across). Mean over {_seeds(config)}.'
+      + (
+        ' Work counts, too: it has to be the true one.'
+        if row.variant.config.layout.scratchpad
+        else ''
+      ),
     )
   if few and all(len(row.steps) > 1 for row in rows):
     losses = plots.curves(

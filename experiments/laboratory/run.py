@@ -41,8 +41,7 @@ def run(
   Raises:
     UsageError: If the directory holds something else, or a variant is wrong.
   """
-  # Ints where the settings say floats would make another run of the same one.
-  config = config_lib.from_dict(type(config), config_lib.to_dict(config))
+  config = config_lib.canonical(config)
   variants = configs.variants(config)
   # Before anything is written: all that there is to be wrong with a variant.
   problems = [problems_lib.Problems(each.config) for each in variants]
@@ -52,10 +51,7 @@ def run(
   }
   with workdir_lib.open_workdir(directory, config) as workdir:
     progress = progress_lib.Progress(costs)
-    for change in workdir.changes():
-      progress.message(
-        f'warning: what this run left before was made otherwise: {change}'
-      )
+    workdir.tell_changes(progress.message)
     metrics = metrics_lib.JsonlWriter(workdir.path / 'metrics.jsonl')
     for place, (name, variant, problem) in enumerate(
       zip(names, variants, problems, strict=True)

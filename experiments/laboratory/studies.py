@@ -158,7 +158,10 @@ def claims(
       for rest, gain in gains.items():
         said = f'with {rest}, {claim.said}' if rest else claim.said
         sentences.append(verdict(said[:1].upper() + said[1:], gain))
-    return [*sentences, *([] if together else compare(results))]
+    if together:
+      return sentences
+    # Where a claim was judged, which row is best is all that is left to say.
+    return [*sentences, *compare(results)[: 1 if sentences else None]]
 
   return findings
 

@@ -29,14 +29,11 @@ def run(
   Raises:
     UsageError: If the directory holds something else.
   """
-  config = config_lib.from_dict(type(config), config_lib.to_dict(config))
+  config = config_lib.canonical(config)
   rows = measure.rows(config)
   with workdir_lib.open_workdir(directory, config) as workdir:
     progress = progress_lib.Progress({row.key: 1.0 for row in rows})
-    for change in workdir.changes():
-      progress.message(
-        f'warning: what this run left before was made otherwise: {change}'
-      )
+    workdir.tell_changes(progress.message)
     metrics = metrics_lib.JsonlWriter(workdir.path / 'metrics.jsonl')
     for row in rows:
       if metrics.records(row.key):

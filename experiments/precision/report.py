@@ -70,13 +70,13 @@ def write(
     The table, for the console.
   """
   table = build_table(results)
-  files.write(directory / 'table.md', table.to_markdown())
-  files.write(directory / 'table.csv', table.to_csv())
-  page = report_lib.Report(_TITLE, lead=_LEAD)
-  page.add_section('What came out')
-  page.add_list(results_lib.findings(results))
-  page.add_section('The table')
-  page.add_table(table)
+  page = report_lib.start(
+    directory,
+    table,
+    results_lib.findings(results),
+    title=_TITLE,
+    lead=_LEAD,
+  )
   for name, (heading, png, caption) in draw_figures(results).items():
     files.write(directory / name, png)
     page.add_section(heading)

@@ -42,8 +42,7 @@ def run(
     UsageError: If the directory holds something else, or settings do not fit
       together.
   """
-  # Ints where the settings say floats would make another run of the same one.
-  config = config_lib.from_dict(type(config), config_lib.to_dict(config))
+  config = config_lib.canonical(config)
   settings = config.model
   rows = rows_lib.named(config.rows)
   problems = problems_lib.Problems(settings)
@@ -52,10 +51,7 @@ def run(
     progress = progress_lib.Progress(
       {_MODEL: cost, **{row.key: 1.0 for row in rows}}
     )
-    for change in workdir.changes():
-      progress.message(
-        f'warning: what this run left before was made otherwise: {change}'
-      )
+    workdir.tell_changes(progress.message)
     metrics = metrics_lib.JsonlWriter(workdir.path / 'metrics.jsonl')
     stages = stages_lib.Stages(
       directory=workdir.path,

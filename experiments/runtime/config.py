@@ -104,6 +104,21 @@ def overlay(config: C, assignments: Iterable[str]) -> C:
   return from_dict(type(config), data)
 
 
+def canonical(config: C) -> C:
+  """Returns a configuration as JSON would give it back.
+
+  Ints where the settings say floats would make another run of the same one.
+
+  Examples:
+    >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+    ... class Training:
+    ...   rate: float = 1e-3
+    >>> canonical(Training(rate=1))
+    Training(rate=1.0)
+  """
+  return from_dict(type(config), to_dict(config))
+
+
 def to_dict(config: Any) -> Any:
   """Turns a configuration into what JSON can hold; tuples become lists.
 

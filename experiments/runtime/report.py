@@ -119,6 +119,33 @@ class Report:
     return files.write(path, self.to_html())
 
 
+def start(
+  directory: Path,
+  table: tables.Table,
+  findings: Sequence[str],
+  *,
+  title: str,
+  lead: str,
+) -> Report:
+  """Writes a table, and begins the page that shows it below what came out.
+
+  Args:
+    directory: Where `table.md` and `table.csv` go.
+    table: The table.
+    findings: Sentences on it.
+    title: The heading of the page.
+    lead: A sentence or two below it.
+  """
+  files.write(directory / 'table.md', table.to_markdown())
+  files.write(directory / 'table.csv', table.to_csv())
+  report = Report(title, lead)
+  report.add_section('What came out')
+  report.add_list(findings)
+  report.add_section('The table')
+  report.add_table(table)
+  return report
+
+
 def _escape(text: str) -> str:
   return html.escape(text)
 

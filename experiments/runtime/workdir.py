@@ -6,6 +6,7 @@ with the same configuration continues the run; with another one it is refused.
 between starts of the same versions on the same kind of device.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -60,6 +61,11 @@ class Workdir:
       for start in (self.starts[0], self.starts[-1])
     )
     return config_lib.differences(first, now)
+
+  def tell_changes(self, say: Callable[[str], None]) -> None:
+    """Says each of them as a warning."""
+    for change in self.changes():
+      say(f'warning: what this run left before was made otherwise: {change}')
 
 
 @contextlib.contextmanager
