@@ -38,9 +38,21 @@ from numerics.formats import float16
 from numerics.formats import Format
 from numerics.formats import tfloat32
 from numerics.interpreter import transform
+from numerics.multiply.bit_planes import BitPlanes
+from numerics.multiply.bit_weight import BitWeight
+from numerics.multiply.bit_weight import booth_digits
+from numerics.multiply.bit_weight import carry_save
+from numerics.multiply.bit_weight import digit_shares
+from numerics.multiply.exact import IntegerDot
 from numerics.multiply.linear_complexity import LMul
 from numerics.multiply.linear_complexity import lmul
+from numerics.multiply.lut_tensor_core import LutTensorCore
+from numerics.multiply.modular import Barrett
+from numerics.multiply.modular import ModularDot
 from numerics.multiply.multiplier import Multiplier
+from numerics.multiply.scaled import quantized_dot
+from numerics.multiply.shift_add import ShiftAdd
+from numerics.multiply.t_mac import TMac
 from numerics.number_format import NumberFormat
 from numerics.policies import Override
 from numerics.policies import Policy
@@ -60,23 +72,34 @@ from numerics.sums import Accumulator
 __all__ = [
   'HOROWITZ_45NM',
   'Accumulator',
+  'Barrett',
+  'BitPlanes',
+  'BitWeight',
   'BlockFormat',
   'FixedPoint',
   'Format',
+  'IntegerDot',
   'Interval',
   'LMul',
+  'LutTensorCore',
+  'ModularDot',
   'Multiplier',
   'NumberFormat',
   'Override',
   'Policy',
   'Precision',
   'Quantized',
+  'ShiftAdd',
+  'TMac',
   'absmax_scale',
   'affine_scale',
   'bfloat16',
+  'booth_digits',
+  'carry_save',
   'count',
   'dequantize',
   'dfp16',
+  'digit_shares',
   'emulate',
   'fake_quantize',
   'float4_e2m1fn',
@@ -104,6 +127,7 @@ __all__ = [
   'mxint8',
   'nvfp4',
   'quantize',
+  'quantized_dot',
   'ranges',
   'round_to',
   'shadow',

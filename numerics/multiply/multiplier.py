@@ -1,6 +1,7 @@
 """What multiplies two arrays, and products of matrices made of it."""
 
-import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from numerics import rounding
 
 # Terms that one turn of a loop adds: fewer cost turns, more only compile.
 _CHUNK = 8
+
+Total = TypeVar('Total')
 
 
 class Multiplier:
@@ -64,9 +67,36 @@ def dot(lhs: jax.Array, rhs: jax.Array, multiplier: Multiplier) -> jax.Array:
   Returns:
     f32[batch, m, n].
   """
-  batch, rows, length = lhs.shape
-  start = jnp.zeros((batch, rows, rhs.shape[2]), jnp.float32)
-  if length == 0 or math.prod(start.shape) == 0:
+  batch, rows, _ = lhs.shape
+  return fold(
+    lambda total, left, right: total + multiplier.product(left, right),
+    jnp.zeros((batch, rows, rhs.shape[2]), jnp.float32),
+    lhs,
+    rhs,
+  )
+
+
+def fold(
+  step: Callable[[Total, jax.Array, jax.Array], Total],
+  start: Total,
+  lhs: jax.Array,
+  rhs: jax.Array,
+) -> Total:
+  """Goes through the terms of a product of matrices, one after the other.
+
+  Args:
+    step: From what there is so far, and the operands of a term, [..., m, 1] and
+      [..., 1, n], to what there is with it. It has to keep the total where one
+      of them is zero, for terms are filled up with zeros.
+    start: What there is before the first, a tree of arrays.
+    lhs: [..., m, k].
+    rhs: [..., k, n].
+
+  Returns:
+    What there is after the last.
+  """
+  length = lhs.shape[-1]
+  if length == 0 or any(x.size == 0 for x in jax.tree.leaves(start)):
     return start
   chunk = min(_CHUNK, length)
   missing = -length % chunk
@@ -77,13 +107,11 @@ def dot(lhs: jax.Array, rhs: jax.Array, multiplier: Multiplier) -> jax.Array:
     padded = jax.lax.pad(terms, np.zeros((), x.dtype), widths)
     return padded.reshape(-1, chunk, *padded.shape[1:])
 
-  def step(total, terms):
+  def turn(total, terms):
     left, right = terms
     for place in range(chunk):
-      total = total + multiplier.product(
-        left[place, :, :, None], right[place, :, None, :]
-      )
+      total = step(total, left[place][..., None], right[place][..., None, :])
     return total, None
 
-  total, _ = jax.lax.scan(step, start, (grouped(lhs, 2), grouped(rhs, 1)))
+  total, _ = jax.lax.scan(turn, start, (grouped(lhs, -1), grouped(rhs, -2)))
   return total
