@@ -1,5 +1,6 @@
 """Function transformations and formats for low-precision arithmetic."""
 
+from numerics import integer
 from numerics.blocks import BlockFormat
 from numerics.blocks import dfp16
 from numerics.blocks import mxfp4_e2m1
@@ -117,6 +118,7 @@ __all__ = [
   'int4',
   'int8',
   'int16',
+  'integer',
   'interval',
   'lmul',
   'mxfp4_e2m1',

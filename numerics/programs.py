@@ -139,7 +139,8 @@ def is_inexact(value: Any) -> bool:
   return jax.dtypes.issubdtype(value.dtype, np.inexact)
 
 
-_NUMBERS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
+# What is an array where a function is called outside of `jit`.
+NUMBERS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
 
 
 def trace(
@@ -179,7 +180,7 @@ def trace_call(
   function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Traced:
   """Traces a function for a call outside of `jit`: numbers are arrays too."""
-  return trace(function, args, kwargs, _NUMBERS)
+  return trace(function, args, kwargs, NUMBERS)
 
 
 def live(program: Any) -> Sequence[tuple[int, Any]]:
