@@ -148,6 +148,35 @@ def saturated(x: Wide) -> jax.Array:
   return jnp.where(fits, value, jnp.where(negative, _SMALLEST, _LARGEST))
 
 
+def quotient(x: Wide, y: jax.Array) -> jax.Array:
+  """`floor(x / y)` of numbers without sign, a bit in each of 64 turns.
+
+  Args:
+    x: The number.
+    y: u32[...], from 1 to 2**31.
+
+  Returns:
+    u32[...], modulo 2**32.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> x = Wide(jnp.uint32(5), jnp.uint32(7))
+    >>> int(quotient(x, jnp.uint32(10))) == (5 * 2**32 + 7) // 10
+    True
+  """
+
+  def turn(_, state):
+    rest, x, found = state
+    rest = rest << np.uint32(1) | x.high >> _LAST
+    more = rest >= y
+    rest = jnp.where(more, rest - y, rest)
+    found = found << np.uint32(1) | more.astype(jnp.uint32)
+    return rest, shift_left(x, 1), found
+
+  zero = jnp.zeros_like(x.low)
+  return jax.lax.fori_loop(0, 64, turn, (zero, x, zero))[2]
+
+
 def square_root(x: Wide) -> jax.Array:
   """`floor(√x)` of a number without sign, u32[...]: a bit in each of 32 turns.
 

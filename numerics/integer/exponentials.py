@@ -23,8 +23,8 @@ Unit = jax.typing.ArrayLike
 def unit(scale: 'np.typing.ArrayLike') -> np.ndarray:
   """How many steps of a scale make 1, rounded up: `⌈1 / scale⌉`.
 
-  It is what exponentials have to know of a scale. Computed by NumPy, before a
-  program runs.
+  It is what exponentials have to know of a scale. What is whole but for 2**-40
+  of it counts as whole. Computed by NumPy, before a program runs.
 
   Args:
     scale: What an integer 1 stands for, positive, of any shape.
@@ -42,7 +42,7 @@ def unit(scale: 'np.typing.ArrayLike') -> np.ndarray:
   scale = np.asarray(scale, np.float64)
   if not ((scale > 2.0**-30) & np.isfinite(scale)).all():
     raise ValueError(f'unit: expected scales from 2**-30 on, got {scale}.')
-  return np.ceil(1 / scale).astype(np.int32)
+  return np.ceil((1 - 2.0**-40) / scale).astype(np.int32)
 
 
 def shift_exp(x: jax.Array, unit: Unit, *, terms: int = 15) -> jax.Array:
@@ -97,8 +97,11 @@ def shiftmax(
       e = shift_exp(x − max x),
       p = ⌊e · ⌊(2**31 − 1) / Σ e⌋ / 2**(32 − bits)⌋.
 
-  The sum is exact up to 2**31 − 1 and stays there. Both divisions round down,
-  so that rows add up to less than 1: with 8 bits and long rows, to much less.
+  The sum is exact up to 2**31 − 1 and stays there, where shares are too large;
+  next to it the first quotient is small, and shares are too small. So
+  `2**terms · unit` times the length of a row should be far below 2**31. Both
+  divisions round down, so that rows add up to less than 1: with 8 bits and long
+  rows, to much less.
 
   Args:
     x: i32[...], any int32.

@@ -46,8 +46,7 @@ def layer_norm(
     x: i32[..., width], of up to 2**15 features; beyond 16 bits it saturates.
     bias: i32[width], up to ±2**30; see `norm_bias`.
     centred: Whether the mean is subtracted; without, it is an RMS norm.
-    root: `'exact'`, or `'newton'`, as published; its sum of squares saturates
-      at 2**31 − 1, and numbers beyond the root do.
+    root: `'exact'`, or `'newton'`, as published.
     steps: Of the Newton iteration.
 
   Returns:
@@ -82,12 +81,10 @@ def layer_norm(
     y = y - wide.nearest_quotient(total, np.int32(width))
   size = jnp.abs(y).astype(jnp.uint32)
   squares = wide.total(size * size)
-  if root == 'exact':
-    deviation = wide.square_root(squares).astype(jnp.int32)
-  else:
-    deviation = _newton(wide.saturated(squares), steps)
-  deviation = jnp.maximum(deviation, 1)[..., None]
-  y = jnp.clip(y, -deviation, deviation)
+  exact = root == 'exact'
+  deviation = wide.square_root(squares) if exact else _newton(squares, steps)
+  # Neither is below ⌊√Σ y²⌋, so no product is beyond 2**31 − 1.
+  deviation = jnp.maximum(deviation.astype(jnp.int32), 1)[..., None]
   z = (y * (_LARGEST // deviation)) >> 1
   if bias is None:
     return z
@@ -126,10 +123,11 @@ def norm_bias(
   return np.floor(steps / math.sqrt(bias.shape[-1])).astype(np.int32)
 
 
-def _newton(x: jax.Array, steps: int) -> jax.Array:
-  """The published root: Newton's iteration from 2**16 on."""
+def _newton(x: wide.Wide, steps: int) -> jax.Array:
+  """The published root: Newton's iteration from 2**16 on, u32[...]."""
 
   def step(_, k: jax.Array) -> jax.Array:
-    return (k + x // jnp.maximum(k, 1)) >> 1
+    k = jnp.maximum(k, np.uint32(1))
+    return (k + wide.quotient(x, k)) >> np.uint32(1)
 
-  return jax.lax.fori_loop(0, steps, step, jnp.full_like(x, 2**16))
+  return jax.lax.fori_loop(0, steps, step, jnp.full_like(x.low, 2**16))
