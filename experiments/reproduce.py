@@ -30,6 +30,10 @@ TABLES = {
     'laboratory',
     'A number times a digit: order, depth, examples [Qiu et al., 2024].',
   ),
+  'integer_only': (
+    'integer_only',
+    'A trained model in integers only [Li and Gu, 2023].',
+  ),
   'laboratory': ('laboratory', 'Any task, layout and decoder, side by side.'),
   'length_generalization': (
     'laboratory',
