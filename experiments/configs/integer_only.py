@@ -83,7 +83,7 @@ def smoke() -> Config:
       'functions/Shiftmax',
       'integer/as published',
       'integer/… exact root',
-      'narrow/4, as published',
+      'narrow/4 bits, as published',
     ),
   )
 

@@ -68,7 +68,7 @@ class Row(NamedTuple):
 
 GROUPS: Mapping[str, str] = {
   'float': 'Every operation in float32',
-  'functions': 'Products of int8, functions in float32 but',
+  'functions': 'Products of int8, and one function in integers',
   'integer': 'Integers only',
   'narrow': 'Fewer bits for weights and activations',
 }
@@ -122,7 +122,7 @@ def _rows() -> list[Row]:
   for bits in BITS:
     functions = zip(NARROW, (_FLOAT, _PUBLISHED, _WIDE), strict=True)
     rows += [
-      Row('narrow', f'{bits}, {name}', dataclasses.replace(how, bits=bits))
+      Row('narrow', f'{bits} bits, {name}', dataclasses.replace(how, bits=bits))
       for name, how in functions
     ]
   return rows

@@ -41,8 +41,8 @@ _METHOD = (
   ' share; 16 bits for scores, shares and the sigmoid; rounding as gemmlowp has'
   ' it, twice. Rows with fewer bits for weights and activations have all of'
   ' these changes but the last, or none.\n\n'
-  'Rows under "functions in float32 but" have one function of integers, and'
-  ' compute the others in float32 from the same codes.'
+  'Rows with one function in integers compute the others in float32, from the'
+  ' same codes, to the same codes.'
 )
 
 _NOTES = (
@@ -51,6 +51,7 @@ _NOTES = (
   ' largest difference from float32 of a logit of an answer, in percent of the'
   ' largest magnitude there. Proved: operations from tokens to logits, none of'
   ' which has a floating number.',
+  'Rows that begin with … have the changes of those above them, too.',
   results_lib.SOURCE,
 )
 

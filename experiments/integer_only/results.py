@@ -174,7 +174,7 @@ def _narrow(results: Results) -> list[str]:
   for bits in arithmetics.BITS:
     lost = []
     for name in arithmetics.NARROW:
-      result = results.named(f'narrow/{bits}, {name}')
+      result = results.named(f'narrow/{bits} bits, {name}')
       if result is not None:
         lost.append(f'{name} {precision.points(results.lost(result))}')
     if lost:
