@@ -29,7 +29,8 @@ class IntegerDot:
   fits; and it does for as many terms as `longest`, whatever they are.
 
   Integers out of range are an error, but under `jit`, where values are not
-  known; there, only their lowest bits count.
+  known: there, weights count by their lowest bits, and a result that does not
+  fit wraps.
 
   Attributes:
     x_bits: Bits of the first operand, in two's complement.

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+from jax.experimental import pallas
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -56,6 +57,15 @@ def in_a_reduction(x):
   return jax.lax.reduce(x, np.int32(0), larger, (0,))
 
 
+def in_a_kernel(x):
+  def kernel(x_ref, y_ref):
+    y_ref[...] = jnp.sin(x_ref[...].astype(jnp.float32)).astype(jnp.int32)
+
+  return pallas.pallas_call(
+    kernel, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype), interpret=True
+  )(x)
+
+
 @pytest.mark.parametrize(
   ('function', 'message'),
   [
@@ -67,6 +77,7 @@ def in_a_reduction(x):
     (in_a_loop, r'checking_test.py:\d+ \(.*gives float32'),
     (in_a_branch, 'gives float32'),
     (in_a_reduction, 'gives float32'),
+    (in_a_kernel, 'gives float32'),
     (lambda x: (x, np.float32(1)), 'a result is float32'),
   ],
 )

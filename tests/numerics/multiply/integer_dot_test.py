@@ -133,6 +133,9 @@ def test_what_is_out_of_range_counts_by_its_lowest_bits_under_jit():
   ):
     assert product(multiply, 9) == 3 * (9 - 16)
   assert product(numerics.LutTensorCore(bits=4), 6) == 3 * 5
+  large = jnp.array([[2**29 + 1]])
+  found = jax.jit(numerics.ShiftAdd().dot)(large, jnp.array([[7]]))
+  assert int(found[0, 0]) == 7 * (2**29 + 1) - 2**32
   with pytest.raises(ValueError, match='w must be odd, got 6'):
     numerics.LutTensorCore(bits=4).dot(x, np.array([[6]]))
 
