@@ -22,6 +22,10 @@ from experiments.runtime import errors
 # them; and what it shows.
 TABLES = {
   'arithmerge': ('arithmerge', 'Merging experts on exact arithmetic tasks.'),
+  'autonumerics': (
+    'autonumerics',
+    'A function in few operations, by evolution [Real et al., 2023].',
+  ),
   'cot_theory': (
     'laboratory',
     'An answer directly, or after its derivation [Feng et al., 2023].',

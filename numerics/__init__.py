@@ -1,5 +1,6 @@
 """Function transformations and formats for low-precision arithmetic."""
 
+from numerics import functions
 from numerics import integer
 from numerics.blocks import BlockFormat
 from numerics.blocks import dfp16
@@ -114,6 +115,7 @@ __all__ = [
   'float8_e5m2',
   'float8_e5m2fnuz',
   'float16',
+  'functions',
   'int2',
   'int4',
   'int8',
