@@ -215,7 +215,8 @@ def levelled(
     )
     found = [Found(each, _largest(each, seen, right)) for each in programs]
     best = [
-      min(pair, key=lambda x: x.error) for pair in zip(best, found, strict=True)
+      min(pair, key=lambda each: each.error)
+      for pair in zip(best, found, strict=True)
     ]
     with np.errstate(all='ignore'):
       errors = [np.abs(each(x) / exact - 1) for each in programs]
@@ -296,7 +297,7 @@ def simplified(
   return straight_line.Program(tuple(steps))
 
 
-def _operation(rng, count=len(straight_line.OPERATIONS)):
+def _operation(rng, count=4):
   """One of the first so many."""
   return straight_line.OPERATIONS[rng.integers(count)]
 
