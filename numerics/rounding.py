@@ -14,6 +14,7 @@ from numerics import number_format
 Mode = typing.Literal[
   'nearest_even',
   'nearest_away',
+  'nearest_zero',
   'toward_zero',
   'up',
   'down',
@@ -59,7 +60,7 @@ def round_to(
   beyond its largest value as if the exponent were unbounded. `|x|` goes to
 
   * `'nearest_even'`: the nearer; on a tie the one with the even code.
-  * `'nearest_away'`: the nearer; on a tie `hi`.
+  * `'nearest_away'`, `'nearest_zero'`: the nearer; on a tie `hi`, `lo`.
   * `'toward_zero'`: `lo`.
   * `'up'`, `'down'`: the one toward +inf, toward −inf.
   * `'to_odd'`: the one with the odd code (`hi` if neither has, next to zero in
@@ -418,6 +419,8 @@ def _away(
     return rest + rest + odd.astype(jnp.uint32) > step
   if mode == 'nearest_away':
     return rest + rest >= step
+  if mode == 'nearest_zero':
+    return rest + rest > step
   if mode == 'toward_zero':
     return jnp.zeros_like(negative)
   if mode == 'up':

@@ -39,6 +39,7 @@ def literal(fmt, mode, x):
   code = {
     'nearest_even': even if exact == half else round(exact),
     'nearest_away': outer if exact == half else round(exact),
+    'nearest_zero': inner if exact == half else round(exact),
     'toward_zero': inner,
     'up': above,
     'down': below,

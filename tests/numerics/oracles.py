@@ -17,6 +17,7 @@ import numpy as np
 DETERMINISTIC = (
   'nearest_even',
   'nearest_away',
+  'nearest_zero',
   'toward_zero',
   'up',
   'down',
@@ -111,6 +112,7 @@ def _chosen_code(spec: Spec, mode: str, exact: Fraction, x: float) -> int:
   return {
     'nearest_even': even if to_low == to_high else nearer,
     'nearest_away': high if to_low == to_high else nearer,
+    'nearest_zero': low if to_low == to_high else nearer,
     'toward_zero': low,
     'up': high if x > 0 else low,
     'down': high if x < 0 else low,
