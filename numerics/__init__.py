@@ -59,6 +59,8 @@ from numerics.number_format import NumberFormat
 from numerics.policies import Override
 from numerics.policies import Policy
 from numerics.policies import Precision
+from numerics.products import contract
+from numerics.products import Product
 from numerics.quantizing import dequantize
 from numerics.quantizing import fake_quantize
 from numerics.quantizing import quantize
@@ -70,6 +72,8 @@ from numerics.scaling import absmax_scale
 from numerics.scaling import affine_scale
 from numerics.shadowing import shadow
 from numerics.sums import Accumulator
+from numerics.training.dynamic_fixed_point import DynamicFixedPoint
+from numerics.training.quartet import Quartet
 
 __all__ = [
   'HOROWITZ_45NM',
@@ -78,6 +82,7 @@ __all__ = [
   'BitPlanes',
   'BitWeight',
   'BlockFormat',
+  'DynamicFixedPoint',
   'FixedPoint',
   'Format',
   'IntegerDot',
@@ -90,7 +95,9 @@ __all__ = [
   'Override',
   'Policy',
   'Precision',
+  'Product',
   'Quantized',
+  'Quartet',
   'ShiftAdd',
   'TMac',
   'absmax_scale',
@@ -98,6 +105,7 @@ __all__ = [
   'bfloat16',
   'booth_digits',
   'carry_save',
+  'contract',
   'count',
   'dequantize',
   'dfp16',

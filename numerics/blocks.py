@@ -230,27 +230,56 @@ def _scaled_by_powers(
   x: jax.Array, amax: jax.Array, fmt: BlockFormat
 ) -> tuple[jax.Array, Restore]:
   """Elements to be rounded, and what makes values of them."""
-  pattern = jax.lax.bitcast_convert_type(amax, jnp.int32)
-  # A fraction beyond the threshold carries into the exponent.
-  carry = np.int32(_FRACTION - _threshold(fmt.element, fmt.rule))
-  exponent = ((pattern + carry) >> 23) - np.int32(127 + fmt.element.emax)
-  exponent = jnp.clip(exponent, -127, 127)
+  exponent = shared_exponent(amax, fmt)
+  return (
+    times_power(x, -exponent),
+    lambda stored: times_power(stored, exponent),
+  )
+
+
+def shared_exponent(amax: jax.Array, fmt: BlockFormat) -> jax.Array:
+  """The exponents of scales that are powers of two.
+
+  Args:
+    amax: float32, the largest magnitudes of blocks.
+    fmt: The format.
+
+  Returns:
+    int32, from −127 to 127.
+  """
+  exponent = rounded_log2(amax, _threshold(fmt.element, fmt.rule))
+  return jnp.clip(exponent - np.int32(fmt.element.emax), -127, 127)
+
+
+def rounded_log2(x: jax.Array, last: int) -> jax.Array:
+  """The logarithm of a positive float32, as an integer.
+
+  Args:
+    x: float32; of denormals and 0 it is some number below −126.
+    last: The last fraction, as a pattern of 23 bits, that is rounded down.
+
+  Returns:
+    int32.
+  """
+  pattern = jax.lax.bitcast_convert_type(x, jnp.int32)
+  # A fraction beyond the last carries into the exponent.
+  return ((pattern + np.int32(_FRACTION - last)) >> 23) - np.int32(127)
+
+
+def times_power(x: jax.Array, exponent: jax.Array) -> jax.Array:
+  """Multiplies by two to an exponent, from −127 to 127."""
   # Twice by half of it: powers of two beyond float32's normal ones are flushed.
   first = exponent >> 1
-  second = exponent - first
+  return (x * _power(first)) * _power(exponent - first)
 
-  def restore(stored: jax.Array) -> jax.Array:
-    return (stored * _power(first)) * _power(second)
 
-  return (x * _power(-first)) * _power(-second), restore
+def fraction(value: float) -> int:
+  """The fraction of a float32, as a pattern of 23 bits."""
+  return int(np.float32(value).view(np.int32)) & _FRACTION
 
 
 def _threshold(element: number_format.NumberFormat, rule: str) -> int:
   """The last fraction of `amax`, as a pattern, that keeps the exponent."""
-
-  def fraction(value: float) -> int:
-    return int(np.float32(value).view(np.int32)) & _FRACTION
-
   ends = 2.0 ** (element.emax + 1)
   return {
     'floor': _FRACTION,

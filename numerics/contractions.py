@@ -24,6 +24,14 @@ class Matrices(NamedTuple):
   restore: Callable[[jax.Array], jax.Array]
 
 
+def of(
+  primitive: str, lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]
+) -> Matrices:
+  """The product that a `dot_general` or a `conv_general_dilated` is."""
+  make = of_dot if primitive == 'dot_general' else of_convolution
+  return make(lhs, rhs, params)
+
+
 def of_dot(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> Matrices:
   """The product that a `dot_general` is."""
   (left, right), (left_batch, right_batch) = params['dimension_numbers']

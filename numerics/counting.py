@@ -246,7 +246,8 @@ def _formats(
   precision = policy.precision(equation)
   if precision is None:
     return wanted, written, kind, read
-  inputs = precision.inputs
+  product = precision.product
+  inputs = precision.inputs if product is None else product.formats
   each = inputs if isinstance(inputs, tuple) else (inputs,) * len(wanted)
   read = 0
   for place, (operand, fmt) in enumerate(

@@ -16,6 +16,7 @@ from numerics import interpreter
 from numerics import number_format
 from numerics import policies
 from numerics import primitives
+from numerics import products
 from numerics import programs
 from numerics import rounding
 from numerics import sums
@@ -77,6 +78,10 @@ def emulate(
     them. In it, products of matrices have the cotangent as their first operand.
     This has no forward-mode derivative.
   * `emulate(grad(f), p)` computes both passes under `p`.
+
+  A `product` of a precision has a derivative of its own, which the first takes
+  as it is, `backward` rounds once more, and the last, where the products of the
+  derivative are products like any other, does not see.
 
   Args:
     function: Any function of trees of arrays that `jax.jit` takes.
@@ -305,8 +310,11 @@ class _Rounded:
       )
       if name in step.params
     }
-    results = step.bind(*operands, **changes)
     how = self.precision
+    if how.product is not None:
+      results = [self.produced(how.product, operands)]
+    else:
+      results = step.bind(*operands, **changes)
     if how.accumulator is not None or how.multiply is not None:
       total = self.accumulated(operands)
       if total is not None:
@@ -395,6 +403,18 @@ class _Rounded:
       return None
     return self.step.new_key()
 
+  def produced(
+    self, how: products.Product, operands: Sequence[Any]
+  ) -> jax.Array:
+    """The result of a product by an algorithm."""
+    step = self.step
+    lhs, rhs = operands
+    matrices = contractions.of(step.primitive, lhs, rhs, step.params)
+    length = matrices.lhs.shape[2]
+    how.check(f'{step.primitive} at {step.source}', length)
+    key = step.new_key() if how.draws else None
+    return matrices.restore(how.product(matrices.lhs, matrices.rhs, key))
+
   def accumulated(self, operands: Sequence[Any]) -> jax.Array | None:
     """The result with other products and additions; None if there are none."""
     step, how = self.step, self.precision.accumulator
@@ -402,13 +422,8 @@ class _Rounded:
     mode = self.precision.mode or 'nearest_even'
     operands = [jax.lax.stop_gradient(each) for each in operands]
     if step.primitive in ('dot_general', 'conv_general_dilated'):
-      make = (
-        contractions.of_dot
-        if step.primitive == 'dot_general'
-        else contractions.of_convolution
-      )
       lhs, rhs = operands
-      matrices = make(lhs, rhs, step.params)
+      matrices = contractions.of(step.primitive, lhs, rhs, step.params)
       if how is None:
         assert multiply is not None
         product = multiplier.dot(matrices.lhs, matrices.rhs, multiply)

@@ -8,6 +8,7 @@ import re
 from numerics import blocks
 from numerics import number_format
 from numerics import primitives
+from numerics import products
 from numerics import programs
 from numerics import rounding
 from numerics import sums
@@ -42,6 +43,10 @@ class Precision:
       products of matrices and convolutions; None: multiplication. Its results
       are added in float32 in sequence, if there is no accumulator. The
       derivative is that of exact products.
+    product: What takes the place of whole products of matrices and
+      convolutions, and of their derivatives; it says itself how terms are
+      multiplied and added, so that neither `multiply` nor `accumulator` goes
+      with it. It is for those operations alone: `Policy(matmul=…)`.
     mode: The direction of every rounding of it; None: the policy's.
 
   Examples:
@@ -56,6 +61,7 @@ class Precision:
   output: number_format.NumberFormat | None = None
   accumulator: sums.Accumulator | None = None
   multiply: multiplier.Multiplier | None = None
+  product: products.Product | None = None
   mode: rounding.Mode | None = None
 
   def __post_init__(self) -> None:
@@ -76,6 +82,17 @@ class Precision:
         'Precision: multiply must be a numerics.Multiplier such as'
         f' numerics.LMul(mantissa_bits=4), got {self.multiply!r}.'
       )
+    if not isinstance(self.product, products.Product | None):
+      raise TypeError(
+        'Precision: product must be a numerics.Product such as'
+        f' numerics.Quartet(), got {self.product!r}.'
+      )
+    for field in ('multiply', 'accumulator'):
+      if self.product is not None and getattr(self, field) is not None:
+        raise ValueError(
+          f'Precision: {field} does not go with product, which multiplies and'
+          ' adds by itself; drop one of them.'
+        )
     _check_mode('Precision', self.mode)
 
 
@@ -232,8 +249,12 @@ class Policy:
     """Whether some rounding is stochastic."""
     said = (self.default, self.elementwise, self.matmul, self.reduction)
     said += tuple(override.precision for override in self.overrides)
-    modes = {each.mode for each in map(self._filled, said) if each is not None}
-    return not modes.isdisjoint(rounding.STOCHASTIC_MODES)
+    found = [each for each in map(self._filled, said) if each is not None]
+    return any(
+      each.mode in rounding.STOCHASTIC_MODES
+      or (each.product is not None and each.product.draws)
+      for each in found
+    )
 
   def _filled(self, precision: PrecisionLike | None) -> Precision | None:
     if isinstance(precision, blocks.BlockFormat):
@@ -254,7 +275,8 @@ class Policy:
       equations: All that a function does.
 
     Raises:
-      ValueError: If an override matches no operation.
+      ValueError: If an override matches no operation, or if a product is for
+        an operation that is none.
       NotImplementedError: If it is not known what an operation computes.
     """
     equations = [each for each in equations if each.floating]
@@ -267,6 +289,17 @@ class Policy:
         f' {equation.source} computes. Say opaque=({name!r},) in'
         ' the policy to run it in ordinary arithmetic.'
       )
+    for equation in equations:
+      precision = self.precision(equation)
+      computed = primitives.kind(equation.primitive) not in ('structural', None)
+      if precision is None or precision.product is None or not computed:
+        continue
+      if equation.primitive not in ('dot_general', 'conv_general_dilated'):
+        raise ValueError(
+          f'{function}: {precision.product} is for products of matrices, but'
+          f' {equation.primitive} at {equation.source} is none; say'
+          " Policy(matmul=…) or Override(…, primitive='matmul')."
+        )
     for override in self.overrides:
       if not any(map(override.matches, equations)):
         raise ValueError(

@@ -1,0 +1,1 @@
+"""Training in low precision: products of both passes, and fake quantisation."""
