@@ -72,12 +72,16 @@ from numerics.scaling import absmax_scale
 from numerics.scaling import affine_scale
 from numerics.shadowing import shadow
 from numerics.sums import Accumulator
+from numerics.training.aware import ActivationRanges
+from numerics.training.aware import quantization_aware
+from numerics.training.aware import QuantizationAware
 from numerics.training.dynamic_fixed_point import DynamicFixedPoint
 from numerics.training.quartet import Quartet
 
 __all__ = [
   'HOROWITZ_45NM',
   'Accumulator',
+  'ActivationRanges',
   'Barrett',
   'BitPlanes',
   'BitWeight',
@@ -96,6 +100,7 @@ __all__ = [
   'Policy',
   'Precision',
   'Product',
+  'QuantizationAware',
   'Quantized',
   'Quartet',
   'ShiftAdd',
@@ -138,6 +143,7 @@ __all__ = [
   'mxfp8_e5m2',
   'mxint8',
   'nvfp4',
+  'quantization_aware',
   'quantize',
   'quantized_dot',
   'ranges',

@@ -63,11 +63,13 @@ def _scan(frame: Any, step: Any, inputs: Values) -> Values:
   carry = inputs[num_consts : num_consts + num_carry]
   xs = inputs[num_consts + num_carry :]
   key = step.inner_key()
+  notes = list(step.notes)
+  notes[num_consts : num_consts + num_carry] = [None] * num_carry
 
   def body(loop, xs):
     carry, counter, records = loop
     child = frame.child(step, _fold(key, counter), path, scope)
-    outputs = child.run(program, [*consts, *carry, *xs])
+    outputs = child.run(program, [*consts, *carry, *xs], notes=notes)
     loop = (outputs[:num_carry], *_advance(frame, counter, records, child))
     return loop, outputs[num_carry:]
 
@@ -185,7 +187,7 @@ def _remat(frame: Any, step: Any, inputs: Values) -> Values:
 
   def run(key, inputs):
     child = frame.child(step, key, path, scope)
-    outputs = child.run(program, inputs)
+    outputs = child.run(program, inputs, notes=step.notes)
     return outputs, child.records
 
   outputs, records = jax.checkpoint(
@@ -231,10 +233,14 @@ def _shard_map(frame: Any, step: Any, inputs: Values) -> Values:
 
 
 def _custom_jvp(frame: Any, step: Any, inputs: Values) -> Values:
-  """A function with a derivative of its author's, which stays its own."""
+  """A function with a derivative of its author's, which stays its own.
+
+  Its operations leave no records, which have no place in such a derivative.
+  """
   if not frame.interpretation.arrays:
     return _call(frame, step, inputs)
   [(path, scope, program)] = step.programs()
+  frame.records.update(frame.empty(program, path, scope))
   moving = _moving(step)
 
   @jax.custom_jvp
@@ -267,6 +273,7 @@ def _custom_vjp(frame: Any, step: Any, inputs: Values) -> Values:
   if not frame.interpretation.arrays:
     return _call(frame, step, inputs)
   [(path, scope, program)] = step.programs()
+  frame.records.update(frame.empty(program, path, scope))
   moving = _moving(step)
 
   @jax.custom_vjp

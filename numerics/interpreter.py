@@ -212,7 +212,10 @@ class Frame:
 
 
 def interpret(
-  traced: programs.Traced, interpretation: Interpretation, key: Key = None
+  traced: programs.Traced,
+  interpretation: Interpretation,
+  key: Key = None,
+  notes: Iterable[Any] = (),
 ) -> tuple[Any, dict[str, Record]]:
   """Interprets a traced function.
 
@@ -220,6 +223,7 @@ def interpret(
     traced: The function.
     interpretation: What its operations do.
     key: For rules that draw random numbers.
+    notes: What is known of its inputs; see `Step.notes`.
 
   Returns:
     Its result, with a value in the place of every array, and the records of
@@ -227,7 +231,9 @@ def interpret(
   """
   frame = Frame(interpretation, key)
   values = map(interpretation.lift, traced.inputs)
-  outputs = frame.run(traced.program, list(values), consts=traced.consts)
+  outputs = frame.run(
+    traced.program, list(values), consts=traced.consts, notes=notes
+  )
   return jax.tree.unflatten(traced.structure, outputs), frame.records
 
 
