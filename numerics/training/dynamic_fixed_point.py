@@ -11,7 +11,6 @@ from numerics import fixed_point
 from numerics import grouping
 from numerics import number_format
 from numerics import products
-from numerics import rounding
 
 # Products that partial sums of 32 bits hold, if factors have 8.
 _LONGEST = 2**14
@@ -129,8 +128,9 @@ class DynamicFixedPoint(products.Product):
     """Integers, their exponent, and whether all numbers are finite."""
     amax = jnp.max(jnp.abs(x), initial=0.0)
     exponent = blocks.shared_exponent(amax, self.fmt)
-    scaled = blocks.times_power(x, -exponent)
-    codes = rounding.round_to(scaled, self.fmt.element)
+    element = self.fmt.element
+    scaled = jnp.round(blocks.times_power(x, -exponent))
+    codes = jnp.clip(scaled, np.float32(element.min), np.float32(element.max))
     finite = amax < np.inf
     return jnp.where(finite, codes, 0).astype(jnp.int32), exponent, finite
 
