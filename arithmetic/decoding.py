@@ -78,6 +78,7 @@ def generate(
   prefill: int = 1,
   end: int | None = None,
   loops: int | None = None,
+  given: jax.Array | None = None,
   temperature: float = 0.0,
   top_k: int | None = None,
   key: jax.Array | None = None,
@@ -103,6 +104,8 @@ def generate(
       have one, decoding stops. Without it, what follows an end mark is the
       model's, too.
     loops: How often to go through the blocks, if not `config.loops` times.
+    given: bool[batch, length], tokens of `prompts` that are told behind the
+      prompt, as questions between answers.
     temperature: 0 for the likeliest token, which is the default.
     top_k: How many tokens can be drawn; all by default.
     key: Needed to draw.
@@ -137,7 +140,8 @@ def generate(
     raise ValueError(f'top_k is at least 1, got {top_k}')
   if temperature and key is None:
     raise ValueError('key is missing: drawing at a temperature needs one')
-  given = column(prompts) < prompt_length[:, None]
+  told = column(prompts) < prompt_length[:, None]
+  given = told if given is None else told | given
 
   def read(tokens, start, count, cache):
     """Logits after the `count` tokens from `start`, and the cache with them."""

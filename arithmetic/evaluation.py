@@ -72,3 +72,36 @@ def accuracy_by_emission(
   counts = zero.at[place].add(1, mode='drop')
   share = hits.astype(jnp.float32) / jnp.maximum(counts, 1).astype(jnp.float32)
   return share, counts
+
+
+def turn_of(batch: Batch) -> jax.Array:
+  """Of which string of the answer each token is, where answers take turns.
+
+  Args:
+    batch: Lines of a layout with turns.
+
+  Returns:
+    i32[batch, length], from 0; what tokens outside of answers have means
+    nothing.
+  """
+  begins = batch.answer & ~jnp.pad(batch.answer, [(0, 0), (1, 0)])[:, :-1]
+  return jnp.maximum(jnp.cumsum(begins, axis=1, dtype=jnp.int32) - 1, 0)
+
+
+def right_turns(logits: jax.Array, batch: Batch, turns: int) -> jax.Array:
+  """Whether each turn is right in every token, given the turns before it.
+
+  Args:
+    logits: f32[batch, length - 1, vocabulary], for tokens 1 to length - 1.
+    batch: Lines of a layout with turns.
+    turns: How many there are.
+
+  Returns:
+    bool[batch, turns]; the end mark belongs to the last.
+  """
+  missed = jnp.argmax(logits, axis=-1) != batch.tokens[:, 1:]
+  turn = jnp.where(missed & batch.answer[:, 1:], turn_of(batch)[:, 1:], turns)
+  row = jnp.arange(len(turn))[:, None]
+  return (
+    jnp.ones((len(turn), turns), bool).at[row, turn].set(False, mode='drop')
+  )

@@ -24,6 +24,7 @@ from arithmetic import scratchpads
 from arithmetic import tokenizers
 from arithmetic.lines import Batch as Batch
 from arithmetic.pieces import Order
+from arithmetic.tasks import digitwise
 from arithmetic.tasks.base import Digits
 from arithmetic.tasks.base import Task
 
@@ -57,6 +58,9 @@ class Layout:
     scratchpad: The work between prompt and answer, a name in
       `arithmetic.scratchpads.ALL`; none if empty. It fixes what opens and
       closes the prompt.
+    turns: Whether the last operand is told part by part, each before the
+      string of the answer that it leads to: `K05,10,0=05,1=15$` and not
+      `K05,10,01=05,15$`. For tasks that have turns.
 
   References:
     Lee et al., Teaching Arithmetic to Small Transformers, 2023,
@@ -78,6 +82,7 @@ class Layout:
   hints: int = 0
   spaces: float = 0.0
   scratchpad: str = ''
+  turns: bool = False
 
   def __post_init__(self):
     for field, options in (
@@ -115,6 +120,10 @@ class Layout:
         scratchpads.get(self.scratchpad)
       except KeyError as error:
         raise ValueError(f'scratchpad: {error.args[0]}') from None
+    if self.turns and (self.scratchpad or self.group or self.hints):
+      raise ValueError(
+        'turns go without scratchpad, group and hints: parts are written bare'
+      )
 
   def length(
     self,
@@ -190,6 +199,7 @@ class Layout:
     length: int | None = None,
     key: jax.Array | None = None,
     removed: jax.Array | int | None = None,
+    answer: tuple[Digits, ...] | None = None,
   ) -> lines.Batch:
     """Writes problems with their answers, on the device.
 
@@ -205,6 +215,7 @@ class Layout:
       removed: How many characters of the work are left out, from its first
         on: i32[] or i32[batch]. A schedule that raises it step by step
         internalises a chain of thought.
+      answer: The strings of an answer to write in place of the true one.
 
     Returns:
       A `Batch` of shape [batch, length].
@@ -235,7 +246,9 @@ class Layout:
         f' got length={length}'
       )
     self._check_characters(task, tokenizer)
-    return self._write(task, operands, tokenizer, level, length, key, removed)
+    return self._write(
+      task, operands, tokenizer, level, length, key, removed, answer
+    )
 
   @functools.partial(jax.jit, static_argnums=(0, 1, 3, 4, 5), inline=True)
   def _write(
@@ -247,6 +260,7 @@ class Layout:
     length: int,
     key: jax.Array | None,
     removed: jax.Array | int | None,
+    answer: tuple[Digits, ...] | None,
   ) -> lines.Batch:
     (batch,) = operands[0].length.shape
     offset: Any = 0
@@ -256,9 +270,13 @@ class Layout:
       if self.hints:
         last = self.hints - _widest(task, level)
         offset = jax.random.randint(hints_key, (batch, 1), 0, last + 1)
-    line = self._line(
-      task, operands, task.answer(operands, level), level, offset
-    )
+    strings = task.answer(operands, level)
+    if answer is not None:
+      strings = [
+        (mark, Digits(said.values[..., :width], said.length), width)
+        for (mark, _, width), said in zip(strings, answer, strict=True)
+      ]
+    line = self._line(task, operands, strings, level, offset)
     return lines.write(
       line,
       tokenizer,
@@ -290,6 +308,9 @@ class Layout:
       ('$57+68=', '125$')
       >>> LAYOUTS['hinted'].text(tasks.addition, ('576', '361'), level=3)
       ('a6b7c5+a1b6c3=', 'a7b3c9$')
+      >>> layout = Layout(turns=True)
+      >>> layout.text(tasks.running_sums, (*('05', '10') * 5, '01'), level=1)
+      ('K05,10,05,10,05,10,05,10,05,10,0=', '50,1=51$')
     """
     solution = task.solution(operands, level)
     line = self._line(task, tuple(operands), solution, level, offset)
@@ -316,6 +337,8 @@ class Layout:
     text, end, _ = completion.partition(tokenizers.END)
     if not end:
       return None
+    if self.turns:  # What is told is not of the answer.
+      text = re.sub(f'[0-9]+{tokenizers.EQUALS}', '', text)
     if self.scratchpad:
       text = text.rpartition(scratchpads.get(self.scratchpad).answer_mark)[2]
       text = text.replace(' ', '')
@@ -354,7 +377,9 @@ class Layout:
       pieces.Mark(scratch.opening if scratch else self.start),
       pieces.Mark('' if infix else task.symbol),
     ]
-    for i, width in enumerate(task.widths(level)):
+    parts = self._parts(task, operands[-1], answer) if self.turns else []
+    told = operands[:-1] if parts else operands
+    for i, width in enumerate(task.widths(level)[: len(told)]):
       if i:
         there = pieces.present(operands[i])
         prompt.append(pieces.Mark(separator, when=there))
@@ -363,14 +388,20 @@ class Layout:
           width=width if self.pad else 0, fill='0' if task.numeric else ' '
         )
       )
-    prompt.append(
-      pieces.Mark(scratch.closing if scratch else tokenizers.EQUALS)
-    )
+    closing = pieces.Mark(scratch.closing if scratch else tokenizers.EQUALS)
+    if parts:
+      prompt += [pieces.Mark(separator), parts[0]]
+    prompt.append(closing)
     work, last = [], []
     if scratch:
       work = [*scratch.work(task, operands), pieces.Mark(scratch.answer_mark)]
-    for mark, value, width in answer:
-      last.append(pieces.Mark(mark, when=pieces.present(value)))
+    for turn, (mark, value, width) in enumerate(answer):
+      there = pieces.present(value)
+      if turn and parts:
+        between = pieces.Mark(separator, when=there, given=True)
+        last += [between, parts[turn], between._replace(text=closing.text)]
+      else:
+        last.append(pieces.Mark(mark, when=there))
       field = self._field(value, self.answer_order, offset)
       if scratch and scratch.spaced:
         field = field._replace(between=pieces.joined(' '))
@@ -378,6 +409,30 @@ class Layout:
       last.append(field._replace(width=width if filled else 0))
     last.append(pieces.Mark(tokenizers.END))
     return lines.Line(prompt, work, last)
+
+  def _parts(
+    self, task: Task, operand: pieces.Value, answer: Sequence[Any]
+  ) -> list[pieces.Field]:
+    """The parts of an operand that strings of the answer are told after."""
+    size = task.turns
+    if not size:
+      raise ValueError(f'turns: {task.name} has none, its answer is one')
+    places = [slice(i * size, (i + 1) * size) for i in range(len(answer))]
+    if isinstance(operand, str):
+      values: list[pieces.Value] = [operand[place] for place in places]
+    else:
+      read = digitwise.reverse(operand).values
+      values = [
+        Digits(
+          read[:, place][:, ::-1],
+          jnp.where(place.start < operand.length, size, 0),
+        )
+        for place in places
+      ]
+    return [
+      pieces.Field(value, order=self.operand_order, given=turn > 0)
+      for turn, value in enumerate(values)
+    ]
 
   def _field(
     self, value: pieces.Value, order: Order, offset: Any

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from arithmetic import pieces
 from arithmetic import tokenizers
@@ -15,7 +16,7 @@ class Batch(NamedTuple):
   Attributes:
     tokens: i32[batch, length].
     answer: bool[batch, length], true on all that follows the prompt, up to and
-      with the end mark: what is trained.
+      with the end mark, but for what is given there: what is trained.
     scored: The same for the final answer alone, without the work of a
       scratchpad; None if there is no work.
   """
@@ -57,12 +58,10 @@ def write(
   Returns:
     A `Batch` of shape [batch, length].
   """
+  merged = [pieces.merged(part) for part in line]
   rendered = [
-    [
-      pieces.render(piece, batch, tokenizer.characters)
-      for piece in pieces.merged(part)
-    ]
-    for part in line
+    [pieces.render(piece, batch, tokenizer.characters) for piece in part]
+    for part in merged
   ]
   prompt, work, _ = (sum(x.shape[1] for x, _ in part) for part in rendered)
   characters, keep = (
@@ -90,5 +89,14 @@ def write(
   tokens, place = tokenizer.from_characters(characters)
   tokens, place = tokens[:, :length], place[:, :length]
   answer = (place >= prompt_end) & (place < line_end)
+  flags = [
+    np.full(ids.shape[1], piece.given)
+    for part, written in zip(merged, rendered, strict=True)
+    for piece, (ids, _) in zip(part, written, strict=True)
+  ]
+  if any(flag.any() for flag in flags):
+    given = jnp.broadcast_to(np.concatenate(flags), keep.shape)
+    given = tokenizers.compact(given, keep, sizes, wide)
+    answer &= ~jnp.take_along_axis(given, jnp.minimum(place, wide - 1), axis=1)
   scored = answer & (place >= work_end) if line.work else None
   return Batch(tokens, answer, scored)

@@ -34,10 +34,12 @@ class Mark(NamedTuple):
   Attributes:
     text: What is written.
     when: Whether it is written.
+    given: Whether it is told, where all around it is to be learned.
   """
 
   text: str
   when: Condition = True
+  given: bool = False
 
 
 class Between(NamedTuple):
@@ -66,6 +68,7 @@ class Field(NamedTuple):
       with blanks behind it.
     between: Marks before its digits.
     when: Whether it is written.
+    given: Whether it is told, where all around it is to be learned.
   """
 
   value: Value
@@ -74,6 +77,7 @@ class Field(NamedTuple):
   fill: Literal['0', ' '] = '0'
   between: Between | None = None
   when: Condition = True
+  given: bool = False
 
 
 Piece = Mark | Field
@@ -113,8 +117,8 @@ def merged(pieces: Sequence[Piece]) -> list[Piece]:
   """The same pieces with marks that are written together made one.
 
   Examples:
-    >>> merged([Mark(']'), Mark(' + '), Mark('['), Field('12')])[0]
-    Mark(text='] + [', when=True)
+    >>> merged([Mark(']'), Mark(' + '), Mark('['), Field('12')])[0].text
+    '] + ['
   """
   result: list[Piece] = []
   for piece in pieces:
@@ -123,8 +127,9 @@ def merged(pieces: Sequence[Piece]) -> list[Piece]:
       isinstance(piece, Mark)
       and isinstance(last, Mark)
       and piece.when is last.when
+      and piece.given is last.given
     ):
-      result[-1] = Mark(last.text + piece.text, piece.when)
+      result[-1] = last._replace(text=last.text + piece.text)
     else:
       result.append(piece)
   return result

@@ -281,6 +281,37 @@ def numbers(
   return _coupled(number - 1, found.digit | found.anchor, size, key)
 
 
+def turns(tokens: jax.Array, classes: Classes) -> jax.Array:
+  """0, 1, 2, ... up to the first answer, whose ids all later turns repeat.
+
+  Of a line whose questions and answers take turns: behind the first equals
+  sign, a token's place is counted from the last anchor, an equals sign aside,
+  and that anchor has the id of the last one before the first equals sign. So a
+  turn looks the same however many came before it.
+
+  Args:
+    tokens: i32[batch, length].
+    classes: Which tokens are anchors, and the equals sign.
+
+  Returns:
+    i32[batch, length].
+
+  Examples:
+    >>> line = jnp.asarray([[1, 2, 11, 3, 12, 4, 5, 11, 6, 12, 7, 8]])
+    >>> classes = Classes(
+    ...   digits=tuple(range(1, 11)), equals=12, anchors=(11, 12)
+    ... )
+    >>> turns(line, classes)[0].tolist()
+    [0, 1, 2, 3, 4, 5, 6, 2, 3, 4, 5, 6]
+  """
+  place = column(tokens)
+  anchor = _among(tokens, classes.anchors) & (tokens != classes.equals)
+  in_answer = _in_answer(tokens, classes)
+  last = jax.lax.cummax(jnp.where(anchor, place, 0), axis=1)
+  first = jnp.max(jnp.where(in_answer, 0, last), axis=1, keepdims=True)
+  return jnp.where(in_answer, first + place - last, place)
+
+
 def _coupled(
   count: jax.Array, counted: jax.Array, size: int, key: jax.Array | None
 ) -> jax.Array:

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 from arithmetic.positions import ids as id_schemes
 
 Ids = Literal[
-  'plain', 'random_start', 'randomised', 'abacus', 'coupled', 'numbers'
+  'plain',
+  'random_start',
+  'randomised',
+  'abacus',
+  'coupled',
+  'numbers',
+  'turns',
 ]
 Vectors = Literal['none', 'learned', 'sinusoidal']
 Attention = Literal[
@@ -21,8 +27,8 @@ Attention = Literal[
 ]
 
 # Schemes that need to know which tokens are what, and where answers begin.
-_READ_TOKENS = ('abacus', 'coupled', 'numbers')
-_READ_EQUALS = ('coupled', 'numbers')
+_READ_TOKENS = ('abacus', 'coupled', 'numbers', 'turns')
+_READ_EQUALS = ('coupled', 'numbers', 'turns')
 # Schemes whose ids grow along a line, as distances need them to.
 _INCREASING = ('plain', 'random_start', 'randomised')
 _DEFAULT_SIZE = 1024
@@ -136,7 +142,7 @@ class Positions:
     """How many ids there are for lines of up to `max_length` tokens."""
     if self.size is not None:
       return self.size
-    plain = set(self.used_ids) <= {'plain'}
+    plain = set(self.used_ids) <= {'plain', 'turns'}
     return max_length if plain else _DEFAULT_SIZE
 
   def check(self, max_length: int, classes: id_schemes.Classes | None) -> None:
@@ -162,6 +168,8 @@ class Positions:
         )
       if name in _READ_EQUALS and classes and classes.equals is None:
         raise ValueError(f'classes.equals is missing: {name} ids need it')
+      if name == 'turns' and classes and not classes.anchors:
+        raise ValueError('classes.anchors is empty: turns begin with an anchor')
 
 
 # What a name is put together from: its fields.
@@ -176,6 +184,7 @@ WORDS: dict[str, dict[str, Any]] = {
   **{
     name: {'attention': name} for name in get_args(Attention) if name != 'none'
   },
+  'turns': {'vectors': 'learned', 'vector_ids': ('turns',)},
   'randomised': {},
 }
 
@@ -184,10 +193,10 @@ def get(name: str | Positions) -> Positions:
   """What a name means; of `Positions`, themselves.
 
   A name is words joined by `+`: what is added to embeddings, `learned`,
-  `random_start`, `sinusoidal`, `abacus`, `coupled` or `multilevel`; what
-  happens in attention, `rotary`, `alibi`, `t5`, `kerple_log`, `kerple_power` or
-  `fire`; and `randomised`, by which all plain ids are drawn at random. `none`
-  stands alone.
+  `random_start`, `sinusoidal`, `abacus`, `coupled`, `multilevel` or `turns`;
+  what happens in attention, `rotary`, `alibi`, `t5`, `kerple_log`,
+  `kerple_power` or `fire`; and `randomised`, by which all plain ids are drawn
+  at random. `none` stands alone.
 
   Args:
     name: A name, or `Positions`.
@@ -208,7 +217,8 @@ def get(name: str | Positions) -> Positions:
     ...
     ValueError: positions is words of none, learned, random_start, sinusoidal,
     abacus, coupled, multilevel, rotary, alibi, t5, kerple_log, kerple_power,
-    fire, randomised, joined by +; got 'abacus+fier'; did you mean 'fire'?
+    fire, turns, randomised, joined by +; got 'abacus+fier'; did you mean
+    'fire'?
   """
   if isinstance(name, Positions):
     return name
@@ -310,6 +320,8 @@ def places(
       return id_schemes.abacus(
         tokens, classes, max_offset=positions.max_offset, key=draw
       )
+    if name == 'turns' and classes:
+      return id_schemes.turns(tokens, classes)
     if name in _READ_EQUALS and classes:
       scheme = id_schemes.coupled if name == 'coupled' else id_schemes.numbers
       return scheme(

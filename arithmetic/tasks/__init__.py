@@ -14,9 +14,18 @@ from arithmetic.tasks.carrying import Carries as Carries
 from arithmetic.tasks.carrying import carries as carries
 from arithmetic.tasks.carrying import sample_carrying as sample_carrying
 from arithmetic.tasks.lists import longest_increasing as longest_increasing
+from arithmetic.tasks.lists import next_sum as next_sum
 from arithmetic.tasks.lists import running_sums as running_sums
+from arithmetic.tasks.lists import (
+  running_sums_modulo_10 as running_sums_modulo_10,
+)
+from arithmetic.tasks.lists import running_sums_of as running_sums_of
+from arithmetic.tasks.lists import (
+  running_sums_of_pairs as running_sums_of_pairs,
+)
 from arithmetic.tasks.lists import sorting_numbers as sorting_numbers
 from arithmetic.tasks.lists import sorting_of as sorting_of
+from arithmetic.tasks.lists import straying_sums as straying_sums
 from arithmetic.tasks.numbers import addition as addition
 from arithmetic.tasks.numbers import addition_modulo_97 as addition_modulo_97
 from arithmetic.tasks.numbers import addition_of as addition_of

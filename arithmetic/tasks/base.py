@@ -82,6 +82,8 @@ class Task:
       task's domain (a divisor is not zero, a difference not negative).
     operator: What is written between operands, if not the symbol.
     alphabet: What strings of the task hold beside digits, as `'-'`.
+    turns: How many digits of the last operand lead from one string of the
+      answer to the next; 0 if all of them are for the answer as a whole.
   """
 
   name: str
@@ -94,6 +96,7 @@ class Task:
   prepare: Callable[[Operands], Operands] = lambda x: x
   operator: str = ''
   alphabet: str = ''
+  turns: int = 0
 
   def __post_init__(self):
     object.__setattr__(self, 'compute', _compiled(self.compute))

@@ -1,5 +1,6 @@
 """Tasks on lists, and on sequences of steps."""
 
+from collections.abc import Sequence
 import functools
 
 import jax
@@ -70,43 +71,146 @@ def sorting_of(count: int, *, name: str, symbol: str) -> Task:
 sorting_numbers = sorting_of(4, name='sorting_numbers', symbol='L')
 
 
-def _running_sums(operands: Operands) -> tuple[Digits | str, ...]:
+def _weights(values: jax.Array) -> jax.Array:
+  return 10 ** jnp.arange(values.shape[-1], dtype=jnp.int32)[None]
+
+
+def _sums(operands: Operands, keys_a_turn: int) -> tuple[jax.Array, jax.Array]:
+  """The state after each turn, not reduced, and whether there is a turn."""
   *table, keys = operands
   values = jnp.stack(
-    [x.values[:, 0] + 10 * x.values[:, 1] for x in table], axis=-1
+    [jnp.sum(x.values * _weights(x.values), axis=-1) for x in table], axis=-1
   )
-  turns = keys.values.shape[-1]
   read = digitwise.reverse(keys).values
   addends = jnp.take_along_axis(values, read, axis=-1)
-  sums = jnp.cumsum(addends, axis=-1, dtype=jnp.int32) % 100
-  parts: list[Digits | str] = []
-  for turn in range(turns):
-    state = jnp.stack([sums[:, turn] % 10, sums[:, turn] // 10], axis=-1)
-    there = (turn < keys.length).astype(jnp.int32)
-    parts += [',', Digits(state, 2 * there)]
-  return tuple(parts[1:])
+  turns = addends.reshape(len(addends), -1, keys_a_turn).sum(axis=-1)
+  there = column(turns) * keys_a_turn < keys.length[:, None]
+  return jnp.cumsum(turns, axis=-1, dtype=jnp.int32), there
 
 
-def _solve_running_sums(x: tuple[str, ...]) -> str:
-  *table, keys = x
-  state, states = 0, []
-  for key in keys:
-    state = (state + int(table[int(key)])) % 100
-    states.append(f'{state:02d}')
-  return ','.join(states)
+def _states(
+  sums: jax.Array, there: jax.Array, digits: int
+) -> tuple[Digits, ...]:
+  """The last digits of sums, as strings."""
+  values = jnp.stack([sums // 10**i % 10 for i in range(digits)], axis=-1)
+  lengths = digits * there.astype(jnp.int32)
+  return tuple(
+    Digits(values[:, turn], lengths[:, turn]) for turn in range(sums.shape[-1])
+  )
 
 
-# Values of the keys 0 to 9, then the keys that are read one after another: the
-# answer is the state after each. The level is half the number of turns.
-running_sums = Task(
-  name='running_sums',
-  symbol='K',
-  operator=',',
-  numeric=False,
-  widths=lambda level: (2,) * _KEYS + (2 * level,),
-  answer_width=lambda level: (2,) * (2 * level),
-  compute=_running_sums,
-  solve=_solve_running_sums,
+def straying_sums(
+  task: Task, operands: Operands, offsets: jax.Array
+) -> tuple[Digits, ...]:
+  """The states of one who errs in some turns, and goes on from there.
+
+  Args:
+    task: From `running_sums_of`.
+    operands: Its problems.
+    offsets: i32[batch, turns], what is added to the right sum of a turn and
+      the state before it; 0 where the turn is right.
+
+  Returns:
+    The states, what `Layout.write` takes as `answer`.
+
+  Examples:
+    >>> from arithmetic import tasks
+    >>> problem = (*('05', '10') * 5, '0101')
+    >>> operands = tuple(tasks.from_strings([x]) for x in problem)
+    >>> tasks.to_strings(running_sums.compute(operands))
+    ['05,15,20,30']
+    >>> offsets = jnp.asarray([[0, 7, 0, -40]])
+    >>> states = straying_sums(running_sums, operands, offsets)
+    >>> [tasks.to_strings(state)[0] for state in states]
+    ['05', '22', '27', '97']
+  """
+  sums, there = _sums(operands, task.turns)
+  sums += jnp.cumsum(offsets, axis=-1, dtype=jnp.int32)
+  return _states(sums, there, operands[0].values.shape[-1])
+
+
+def next_sum(task: Task, problem: Sequence[str], state: str, turn: int) -> str:
+  """The right state after a turn, whatever the state before it.
+
+  Args:
+    task: From `running_sums_of`.
+    problem: The written operands.
+    state: The state before the turn.
+    turn: Which, from 0.
+
+  Returns:
+    The state, computed with Python's integers.
+
+  Examples:
+    >>> next_sum(running_sums, (*('05', '10') * 5, '0101'), '95', 1)
+    '05'
+  """
+  *table, keys = problem
+  now = keys[turn * task.turns : (turn + 1) * task.turns]
+  total = int(state) + sum(int(table[int(key)]) for key in now)
+  return str(total).zfill(len(table[0]))[-len(table[0]) :]
+
+
+def running_sums_of(
+  keys_a_turn: int, *, name: str, symbol: str, digits: int = 2
+) -> Task:
+  """The task of adding up values by their keys, turn after turn.
+
+  Operands are the values of the keys 0 to 9, then the keys that are read one
+  after another; the answer is the state after each turn, of which only the last
+  digits are kept. The level is half the number of turns.
+
+  Args:
+    keys_a_turn: How many keys are read before the next state is told.
+    digits: Of values and states: sums are modulo 10 to this power.
+    name: The task's name.
+    symbol: The task's symbol.
+
+  Returns:
+    The task.
+
+  Examples:
+    >>> pairs = running_sums_of(2, name='running_sums_of_pairs', symbol='E')
+    >>> pairs.solve((*('05', '10') * 5, '0101'))
+    '15,30'
+
+  References:
+    Sinha et al., The Illusion of Diminishing Returns: Measuring Long Horizon
+    Execution in LLMs, 2025, arXiv:2509.09677.
+  """
+
+  def compute(operands: Operands) -> tuple[Digits | str, ...]:
+    parts: list[Digits | str] = []
+    for state in _states(*_sums(operands, keys_a_turn), digits):
+      parts += [',', state]
+    return tuple(parts[1:])
+
+  def solve(x: tuple[str, ...]) -> str:
+    states = ['0']
+    for turn in range(len(x[-1]) // keys_a_turn):
+      states.append(next_sum(task, x, states[-1], turn))
+    return ','.join(states[1:])
+
+  task = Task(
+    name=name,
+    symbol=symbol,
+    operator=',',
+    numeric=False,
+    widths=lambda level: (digits,) * _KEYS + (2 * level * keys_a_turn,),
+    answer_width=lambda level: (digits,) * (2 * level),
+    compute=compute,
+    solve=solve,
+    turns=keys_a_turn,
+  )
+  return task
+
+
+running_sums = running_sums_of(1, name='running_sums', symbol='K')
+running_sums_modulo_10 = running_sums_of(
+  1, name='running_sums_modulo_10', symbol='F', digits=1
+)
+running_sums_of_pairs = running_sums_of(
+  2, name='running_sums_of_pairs', symbol='E'
 )
 
 

@@ -148,3 +148,25 @@ def test_lines_that_do_not_fit():
   params, config = model()
   with pytest.raises(ValueError, match='lines of 28 tokens do not fit'):
     decoding.generate(params, jnp.tile(PROMPTS, (1, 2)), STARTS, config=config)
+
+
+def test_tokens_told_in_between_are_read_and_not_written():
+  params, config = model('learned')
+  given = np.zeros(PROMPTS.shape, bool)
+  given[:, [8, 9, 12]] = True
+  prompts = np.where(given, 5, PROMPTS)
+
+  @jax.jit
+  def run(params):
+    written = decoding.generate(
+      params, jnp.asarray(prompts), STARTS, config=config, given=given
+    )
+    return written, transformer.apply(params, written, config=config)
+
+  written, logits = map(np.asarray, run(params))
+  told = given | (np.arange(14) < np.asarray(STARTS)[:, None])
+  np.testing.assert_array_equal(written[told], prompts[told])
+  # All else is what one pass over the line finds likeliest.
+  likeliest = logits.argmax(axis=-1)[:, :-1]
+  own = ~told[:, 1:]
+  np.testing.assert_array_equal(written[:, 1:][own], likeliest[own])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import numpy as np
@@ -101,6 +102,49 @@ def test_lines_of_papers(layout, line):
   layout = layouts.get(layout)
   written = layout.text(tasks.addition, ('128', '367'), level=3)
   assert ''.join(written) == line
+
+
+TABLE = ('17', '22', '02', '32', '60', '21', '08', '92', '59', '43')
+
+
+@pytest.mark.parametrize(
+  ('name', 'settings', 'prompt', 'completion'),
+  [
+    ('running_sums', {}, '17,22,02,32,60,21,08,92,59,43,3=', '23,7=42,1=64$'),
+    (
+      'running_sums_of_pairs',
+      {'answer_order': 'plain'},
+      '17,22,02,32,60,21,08,92,59,43,37=',
+      '24,12=48,86=15$',
+    ),
+    (
+      'running_sums_of_pairs',
+      {'operand_order': 'reversed', 'pad': True},
+      '71,22,20,23,06,12,80,29,95,34,73=',
+      '42,21=84,68=51$',
+    ),
+  ],
+)
+def test_operands_are_told_part_by_part(name, settings, prompt, completion):
+  task, layout = tasks.get(name), layouts.Layout(turns=True, **settings)
+  keys = ('371' if task.turns == 1 else '371286', '3' * task.turns)
+  texts = [layout.text(task, (*TABLE, each), level=2) for each in keys]
+  assert texts[0] == (task.symbol + prompt, completion)
+  assert layout.read(task, completion) == task.solve((*TABLE, keys[0]))
+  # Of several lengths in one batch; what is told is not of the answer.
+  tokenizer = lines.tokenizer_of(layout)
+  table = [tasks.from_strings([value] * 2) for value in TABLE]
+  batch = layout.write(
+    task, (*table, tasks.from_strings(keys)), tokenizer=tokenizer, level=2
+  )
+  for row, (asked, said) in enumerate(texts):
+    assert tokenizer.decode(batch.tokens[row]).rstrip() == asked + said
+    answer = tokenizer.decode(batch.tokens[row][np.asarray(batch.answer[row])])
+    assert answer == re.sub(',[0-9]*=', '', said)
+  with pytest.raises(ValueError, match='turns: addition has none'):
+    layout.text(tasks.addition, ('1', '2'), level=1)
+  with pytest.raises(ValueError, match='turns go without scratchpad'):
+    layouts.Layout(turns=True, hints=9)
 
 
 @pytest.mark.parametrize('number', ['1', '123', '1234', '9876543', '123456'])

@@ -228,3 +228,20 @@ def test_answer_loss_by_hand():
   np.testing.assert_array_equal(
     evaluation.answer_loss(logits, batch, jnp.zeros(2)), 0.0
   )
+
+
+def test_turns_are_right_by_themselves():
+  # Two turns of two and one tokens, then three of one; the end is the last's.
+  answer = np.array([[0, 0, 1, 1, 0, 1, 1], [0, 1, 0, 1, 0, 1, 1]], bool)
+  tokens = np.array([[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7]], np.int32)
+  batch = layouts.Batch(jnp.asarray(tokens), jnp.asarray(answer))
+  turn = np.asarray(evaluation.turn_of(batch))
+  assert turn[0][answer[0]].tolist() == [0, 0, 1, 1]
+  assert turn[1][answer[1]].tolist() == [0, 1, 2, 2]
+  said = tokens.copy()
+  said[0, 3] = 0  # The second token of the first turn.
+  said[1, 6] = 0  # The end.
+  said[:, 4] = 0  # What is told need not be known.
+  logits = jax.nn.one_hot(said[:, 1:], 8)
+  right = evaluation.right_turns(logits, batch, 3)
+  assert right.tolist() == [[False, True, True], [True, True, False]]

@@ -104,6 +104,17 @@ def test_numbers_at_the_ends_of_lines():
   assert ids[0, 1, :4].tolist() == [0, 0, 1, 2]
 
 
+def test_later_turns_repeat_the_ids_of_the_first():
+  tokens = tokens_of('12,34,0=5,11=6,7=8', '1=23,4=5', '12,34')
+  found = vectors_of(scheme_of('turns'), tokens)[0].tolist()
+  assert found[0] == [*range(9), *(5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 10)]
+  assert found[1][:8] == [0, 1, 2, 3, 0, 1, 2, 3]
+  assert found[2][:5] == [0, 1, 2, 3, 4]
+  plain = positions.Classes(digits=(1, 2), equals=3)
+  with pytest.raises(ValueError, match='turns begin with an anchor'):
+    positions.get('turns').check(9, plain)
+
+
 def test_random_starts_and_samples_are_uniform():
   starts = positions.ids.random_start(KEY, 6000, 3, size=8)
   np.testing.assert_array_equal(jnp.diff(starts, axis=1), 1)

@@ -42,6 +42,14 @@ LITERAL = {
     f'{sum(int(a[int(k)]) for k in a[-1][: i + 1]):02d}'[-2:]
     for i in range(len(a[-1]))
   ),
+  'running_sums_modulo_10': lambda *a: ','.join(
+    f'{sum(int(a[int(k)]) for k in a[-1][: i + 1])}'[-1]
+    for i in range(len(a[-1]))
+  ),
+  'running_sums_of_pairs': lambda *a: ','.join(
+    f'{sum(int(a[int(k)]) for k in a[-1][: i + 2]):02d}'[-2:]
+    for i in range(0, len(a[-1]), 2)
+  ),
   'longest_increasing': lambda a: max(
     n
     for n in range(1, len(a) + 1)
@@ -86,7 +94,7 @@ def test_every_task_has_a_literal_answer():
 
 def test_names_and_symbols_are_unique():
   symbols = [task.symbol for task in tasks.ALL.values()]
-  assert len(set(symbols)) == len(symbols) == 32
+  assert len(set(symbols)) == len(symbols) == 34
   assert all(name == task.name for name, task in tasks.ALL.items())
 
 
@@ -268,6 +276,30 @@ def test_strings_round_trip():
 def test_bad_level_weights(weights):
   with pytest.raises(ValueError, match='level'):
     tasks.addition.sample(jax.random.key(0), 2, level_weights=weights)
+
+
+@pytest.mark.parametrize(
+  'name', ['running_sums_modulo_10', 'running_sums_of_pairs']
+)
+def test_sums_that_stray_go_on_from_their_errors(name):
+  task = tasks.get(name)
+  operands = lines.problems(task, 40)
+  offsets = np.random.default_rng(0).integers(-10, 11, (40, 6), np.int32)
+  states = tasks.straying_sums(task, operands, offsets)
+  said = list(zip(*map(tasks.to_strings, states), strict=True))
+  problems = list(zip(*map(tasks.to_strings, operands), strict=True))
+  for (*table, keys), row, errors in zip(problems, said, offsets, strict=True):
+    state = 0
+    for turn in range(len(keys) // task.turns):
+      for key in keys[turn * task.turns : (turn + 1) * task.turns]:
+        state += int(table[int(key)])
+      before = row[turn - 1] if turn else '0'
+      digits = len(table[0])
+      due = (state + errors[:turn].sum()) % 10**digits
+      found = tasks.next_sum(task, (*table, keys), before, turn)
+      assert found == f'{due:0{digits}d}'
+      assert row[turn] == f'{(due + errors[turn]) % 10**digits:0{digits}d}'
+    assert not any(row[len(keys) // task.turns :])
 
 
 def test_unknown_task_and_split():
