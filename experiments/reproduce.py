@@ -44,6 +44,10 @@ TABLES = {
     'Positions, and how far beyond training they add.',
   ),
   'lmul': ('lmul', 'The error of L-Mul, by bits of mantissa.'),
+  'long_horizon': (
+    'laboratory',
+    'Sums over many turns, and after errors [Sinha et al., 2025].',
+  ),
   'nupa': (
     'laboratory',
     'Simple tasks on numbers: tokens and positions [Yang et al., 2024].',

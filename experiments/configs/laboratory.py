@@ -23,8 +23,8 @@ from experiments.runtime import errors
 
 # What rows of one table share, as they are scored and drawn together.
 _OF_THE_RUN = (
-  *('vary', 'study', 'levels', 'test_size', 'grid', 'seeds', 'seed'),
-  *('population', 'checkpoint_steps'),
+  *('vary', 'study', 'levels', 'test_size', 'grid', 'histories', 'seeds'),
+  *('seed', 'population', 'checkpoint_steps'),
 )
 
 
@@ -43,6 +43,8 @@ class Training:
     level_weights: How often problems of level 1, 2, ... are drawn.
     mixed: Whether every operand draws a level of its own, so that numbers of
       different lengths meet.
+    errors: Of a layout with turns, the share of states that are shown wrong,
+      and gone on from; they are not learned, but what follows them is.
   """
 
   steps: int = 1_000
@@ -53,10 +55,13 @@ class Training:
   examples: int = 0
   level_weights: tuple[float, ...] = (1, 1, 1)
   mixed: bool = False
+  errors: float = 0.0
 
   def __post_init__(self):
     checks.training(self)
-    checks.at_least(self, weight_decay=0, examples=0)
+    checks.at_least(self, weight_decay=0, examples=0, errors=0)
+    if self.errors >= 1:
+      raise ValueError(f'errors is a share below 1, got {self.errors}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +87,8 @@ class Config:
     test_size: Problems of each level.
     grid: Digits of two operands, all combinations of which are scored besides,
       on up to 100 problems each: a heat map for each row; none if empty.
+    histories: Of a layout with turns, shares of states that are wrong, besides
+      none, in what a model reads before it is scored.
     seeds: Independent repetitions: initial weights, and data.
     seed: What all randomness of the run begins with.
     population: Whether the seeds train in step (`vmap`) or in turn (`map`).
@@ -94,6 +101,7 @@ class Config:
     'cot_theory',
     'dissecting_multiplication',
     'length_generalization',
+    'long_horizon',
     'nupa',
     'positional_description',
     'teaching_arithmetic',
@@ -108,6 +116,7 @@ class Config:
   levels: tuple[int, ...] = (1, 2, 3, 4)
   test_size: int = 500
   grid: tuple[int, ...] = ()
+  histories: tuple[float, ...] = ()
   seeds: int = 3
   seed: int = 0
   population: Literal['vmap', 'map'] = 'map'
@@ -127,6 +136,10 @@ class Config:
       sizes = getattr(self, name)
       if sorted(set(sizes)) != list(sizes) or min(sizes, default=1) < 1:
         raise ValueError(f'{name} rise, from 1 on: {sizes}')
+    if not all(0 < share < 1 for share in self.histories):
+      raise ValueError(f'histories are shares in (0, 1): {self.histories}')
+    if (self.histories or self.training.errors) and not self.layout.turns:
+      raise ValueError('histories with errors need a layout with turns')
 
   @property
   def level(self) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 
+import numpy as np
+
 from experiments.laboratory import results as results_lib
 from experiments.laboratory import studies
 
@@ -63,6 +65,65 @@ def _derivations(results: Results) -> list[str]:
     studies.verdict(f'{written.name} is better than {best.name}', gain),
     *studies.compare(results),
   ]
+
+
+def _horizons(results: Results) -> list[str]:
+  """How long each row goes without an error, and what errors do to it."""
+  sentences = []
+  if not results.turns:
+    return studies.compare(results)
+  for row in results.rows:
+    turn = row.turns[:, 0].mean(axis=1)
+    sentences.append(
+      f'{row.name}: {results_lib.percent(turn)} of the turns are right after'
+      ' the true ones, and half of the problems have no error up to turn'
+      f' {_between(row.horizon, results.turns)} (by seed);'
+      f' {_constant(turn, results.turns)}.'
+    )
+  clean = [
+    row for row in results.rows if not row.variant.config.training.errors
+  ]
+  wide = max(
+    clean, key=lambda row: row.variant.config.model.width, default=None
+  )
+  for row in clean:
+    if wide is not None and row is not wide:
+      sentences.append(
+        studies.verdict(
+          f'{wide.name} goes on for longer than {row.name}',
+          wide.horizon - row.horizon,
+          unit='turns',
+          scale=1,
+        )
+      )
+  for row in results.rows:
+    if row.late.shape[1] > 1:
+      share = results.config.histories[-1]
+      sentences.append(
+        studies.verdict(
+          f'{row.name} is worse after a history that is wrong in'
+          f' {100 * share:g} % of its states',
+          row.late[:, 0] - row.late[:, -1],
+        )
+      )
+  return sentences
+
+
+def _between(turns: np.ndarray, last: int) -> str:
+  """Says a number of turns; `or more` if no error was waited for."""
+  least, most = (f'{turn:.1f}' for turn in (turns.min(), turns.max()))
+  said = least if least == most else f'{least} to {most}'
+  return f'{said} or more' if turns.max() == last else said
+
+
+def _constant(turn: np.ndarray, last: int) -> str:
+  """Where half of the problems would be left if all turns erred alike."""
+  share = float(turn.mean())
+  if share >= 1:
+    return 'no turn errs'
+  horizon = np.log(0.5) / np.log(max(share, 1e-9))
+  beyond = f', beyond the {last} that were run' if horizon > last else ''
+  return f'at that rate it would be turn {horizon:.1f}{beyond}'
 
 
 STUDIES: Mapping[str, studies.Study] = {
@@ -232,6 +293,29 @@ STUDIES: Mapping[str, studies.Study] = {
         ' behind Chain of Thought, 2023, arXiv:2305.15408: 256 features, 4'
         ' heads.'
       ),
+    ),
+  ),
+  'long_horizon': studies.Study(
+    title='Long horizons',
+    lead=(
+      'Sinha et al. (2025) let language models add up values that they look up'
+      ' by their keys, turn after turn. Turns that are nearly always right add'
+      ' up to few long runs without an error; larger models go on for longer;'
+      ' and models err more after a history that has errors in it, which they'
+      ' call self-conditioning. Here small decoders learn that task, of a few'
+      ' turns, and go on for many more.'
+    ),
+    findings=_horizons,
+    reading=(
+      'A turn is right if its state follows from the state before it, whether'
+      ' or not that was right. The paper reads models that were trained on'
+      ' other things, with a hundred words as keys; here the keys are the ten'
+      ' digits, sums are modulo 10 or 100, and nothing but this is learned,'
+      ' from histories without errors unless the row says that errors are seen.'
+      ' Positions repeat in every turn (turns), so that no turn is further away'
+      ' than those that were trained on. In a history with errors a wrong state'
+      ' is off by 1 to 9, and later states go on from it; how the paper goes'
+      ' on from one is not known to us.'
     ),
   ),
   'nupa': studies.Study(

@@ -16,6 +16,7 @@ from arithmetic import tasks as task_lib
 from arithmetic import tokenizers
 from arithmetic import transformer
 from experiments.configs import laboratory as configs
+from experiments.laboratory import turns
 from experiments.runtime import errors
 from experiments.runtime import problems as problems_lib
 
@@ -46,11 +47,14 @@ class Scored(NamedTuple):
     counted: Which of them count, `bool[levels, test_size]`.
     grid: Pairs of lengths, and which of their problems count, `[pairs, ...]`;
       None if none are scored.
+    strayed: Problems of the largest level with each share of errors, none
+      first, `[histories, test_size]`; None without turns.
   """
 
   test: layouts.Batch
   counted: jax.Array
   grid: tuple[layouts.Batch, jax.Array] | None
+  strayed: turns.Strayed | None
 
 
 class Scores(NamedTuple):
@@ -65,12 +69,20 @@ class Scores(NamedTuple):
       problems of the largest level, `f32[places]`.
     grid: Share of right answers, with their work, by the lengths of two
       operands, `f32[lengths, lengths]`.
+    whole: Share of problems of the largest level that are right in all turns
+      up to each, `f32[turns]`; no turns where the layout has none.
+    turns: Share of turns that are right, by what was said before: the truth,
+      or with each share of errors, `f32[histories, turns]`.
+    own: The same after what the model said itself, `f32[turns]`.
   """
 
   exact: jax.Array
   tokens: jax.Array
   places: jax.Array
   grid: jax.Array
+  whole: jax.Array
+  turns: jax.Array
+  own: jax.Array
 
 
 class Problems:
@@ -106,7 +118,8 @@ class Problems:
     levels = [self._held_out(level, key) for level in config.levels]
     self.sizes = tuple(len(each[0].length) for each in levels)
     test, counted = self._stacked(levels, config.test_size)
-    self.scored = Scored(test, counted, self._pairs(key))
+    self._longest = levels[-1]
+    self.scored = Scored(test, counted, self._pairs(key), self._strayed(key))
     final = _final(jax.tree.map(lambda x: x[-1], self.test))
     self._places = int(final.sum(axis=-1).max())
 
@@ -141,7 +154,7 @@ class Problems:
       chosen = jax.random.randint(problem_key, (count,), 0, total)
       operands = jax.tree.map(lambda x: x[chosen], examples)
     return Lines(
-      self._write(operands, line_key),
+      self._learned(operands, line_key),
       task_lib.split_of(operands, 'train'),
       model_key,
     )
@@ -186,7 +199,31 @@ class Problems:
       one_level, (scored.test, scored.counted)
     )
     grid = self._grid_scores(params, scored.grid)
-    return Scores(exact, tokens, places[-1, : self._places], grid)
+    whole, by_turn = self._turn_scores(params, scored)
+    return Scores(
+      *(exact, tokens, places[-1, : self._places], grid),
+      *(whole, by_turn, jnp.zeros_like(whole)),
+    )
+
+  def _turn_scores(
+    self, params: transformer.Params, scored: Scored
+  ) -> tuple[jax.Array, jax.Array]:
+    if scored.strayed is None:
+      return jnp.zeros(0), jnp.zeros((0, 0))
+    counted = scored.counted[-1, :, None]
+    count = scored.strayed.wrong.shape[-1]
+
+    def one_history(strayed: turns.Strayed) -> tuple[jax.Array, jax.Array]:
+      logits = self.logits(params, strayed.batch.tokens)
+      right = evaluation.right_turns(logits, strayed.batch, count)
+      whole = jnp.cumsum(~right, axis=1) == 0
+      return (
+        _share(whole, counted, axis=0),
+        _share(right, counted & ~strayed.wrong, axis=0),
+      )
+
+    whole, by_turn = jax.lax.map(one_history, scored.strayed)
+    return whole[0], by_turn
 
   def _grid_scores(
     self,
@@ -208,6 +245,26 @@ class Problems:
   def test(self) -> layouts.Batch:
     """The problems that are scored, `[levels, test_size]`."""
     return self.scored.test
+
+  def steps(self, written: np.ndarray) -> np.ndarray:
+    """Which of the states that a model wrote follow from those before.
+
+    Args:
+      written: From `write_on`, of the largest level.
+
+    Returns:
+      Shares of the problems, f64[turns].
+    """
+    size = self.sizes[-1]
+    right = turns.right_steps(
+      self._task,
+      self._config.layout,
+      self._tokenizer,
+      list(zip(*map(task_lib.to_strings, self._longest), strict=True)),
+      written[:size],
+      np.asarray(self.test.answer)[-1, :size],
+    )
+    return right.mean(axis=0)
 
   @property
   def works(self) -> bool:
@@ -236,6 +293,7 @@ class Problems:
         jnp.argmax(batch.answer, axis=-1),
         config=self.model,
         end=end,
+        given=~batch.answer if self._config.layout.turns else None,
       )
 
     return jax.lax.map(one_level, test)
@@ -283,7 +341,39 @@ class Problems:
       independent=training.mixed,
     )
 
-  def _write(self, operands, key=None):
+  def _learned(self, operands, key):
+    """Lines to train on."""
+    share = self._config.training.errors
+    if not share:
+      return self._write(operands, key)
+    line_key, error_key = jax.random.split(key)
+    return turns.learned(
+      turns.stray(
+        self._task,
+        operands,
+        share,
+        lambda states: self._write(operands, line_key, states),
+        key=error_key,
+      )
+    )
+
+  def _strayed(self, key):
+    if not self._config.layout.turns:
+      return None
+    operands = _filled(self._longest, self._config.test_size)
+    each = [
+      turns.stray(
+        self._task,
+        operands,
+        share,
+        lambda states: self._write(operands, answer=states),
+        key=jax.random.fold_in(key, 0),
+      )
+      for share in (0.0, *self._config.histories)
+    ]
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *each)
+
+  def _write(self, operands, key=None, answer=None):
     return self._config.layout.write(
       self._task,
       operands,
@@ -291,6 +381,7 @@ class Problems:
       level=self._config.level,
       length=self._length,
       key=key,
+      answer=answer,
     )
 
   def _model(self) -> transformer.Config:
@@ -366,5 +457,10 @@ def _final(batch: layouts.Batch) -> jax.Array:
   return batch.answer if batch.scored is None else batch.scored
 
 
-def _share(which: jax.Array, of: jax.Array) -> jax.Array:
-  return jnp.mean(which.astype(jnp.float32), where=of)
+def _share(
+  which: jax.Array, of: jax.Array, axis: int | None = None
+) -> jax.Array:
+  """How many of some there are, 0 of none."""
+  count = jnp.sum(of & which, axis=axis).astype(jnp.float32)
+  total = jnp.broadcast_to(of, which.shape).sum(axis=axis)
+  return count / jnp.maximum(total, 1).astype(jnp.float32)

@@ -10,6 +10,7 @@ import numpy as np
 from experiments.configs import laboratory as configs
 from experiments.laboratory import results as results_lib
 from experiments.laboratory import studies
+from experiments.laboratory import turn_figures
 from experiments.runtime import files
 from experiments.runtime import plots
 from experiments.runtime import report as report_lib
@@ -75,13 +76,18 @@ def build_table(
   if len(config.levels) > 1:
     columns.append(tables.Column(name='mean'))
   columns.append(tables.Column(name='tokens', label='right tokens'))
+  if results.turns:
+    columns += turn_figures.columns(results)
   if study.published is not None:
     columns.append(tables.Column(name='published', best=None))
   table = tables.Table(
     study.title,
     columns,
     caption=_caption(results),
-    notes=[study.published.source] if study.published else [],
+    notes=[
+      *([study.published.source] if study.published else []),
+      *([turn_figures.NOTE] if results.turns else []),
+    ],
   )
   groups: dict[str, tables.Group] = {}
   for row in results.rows:
@@ -95,6 +101,8 @@ def build_table(
     if len(config.levels) > 1:
       cells['mean'] = row.exact.mean(axis=1)
     cells['tokens'] = row.tokens.mean(axis=1)
+    if results.turns:
+      cells |= turn_figures.cells(results, row)
     if study.published is not None:
       cells['published'] = study.published.values.get(row.name)
     table.add_row(groups[heading], ', '.join(rest) or first, cells)
@@ -117,7 +125,9 @@ def draw_figures(
         plots.to_png(_draw_axis(results, place, axis)),
         f'Exact answers, a mean over levels, against {axis.name}. {spread}',
       )
-  if len(config.levels) > 2 and few:
+  if results.turns and few:
+    figures |= turn_figures.draw(results, spread)
+  if len(config.levels) > 2 and few and not results.turns:
     figures['levels.png'] = (
       'By the size of the problems',
       plots.to_png(_draw_levels(results)),
@@ -127,7 +137,10 @@ def draw_figures(
     heatmap = plots.heatmap(
       np.stack([row.exact.mean(axis=0) for row in rows]),
       [row.name for row in rows],
-      [str(level) for level in config.levels],
+      [
+        results.sized(level) if results.turns else str(level)
+        for level in config.levels
+      ],
       label='exact answers, %',
     )
     figures['heatmap.png'] = (
@@ -136,7 +149,7 @@ def draw_figures(
       f'Exact answers in percent, mean over {_seeds(config)}.',
     )
   longest = max(row.places.shape[1] for row in rows)
-  if longest > 2:
+  if longest > 2 and not results.turns:
     heatmap = plots.heatmap(
       np.stack([_padded(row.places.mean(axis=0), longest) for row in rows]),
       [row.name for row in rows],
@@ -238,7 +251,7 @@ def _caption(results):
     ' problems of each size from the test split, none of which was trained on.'
     ' Where a layout writes work before the answer, the model writes its own,'
     ' and its answer counts.'
-    ' Right tokens: of all that follows the prompt, given the tokens before.'
+    ' Right tokens: of all that is to be said, given the true tokens before.'
     ' All seeds, and all rows of one task, are scored on the same problems.'
   )
 

@@ -22,6 +22,11 @@ class Result(NamedTuple):
       problems of the largest level, `f64[seeds, places]`.
     grid: Share of right answers, with their work, by the lengths of two
       operands, `f64[seeds, lengths, lengths]`.
+    whole: Share of problems of the largest level that are right in all turns
+      up to each, `f64[seeds, turns]`; no turns where the layout has none.
+    turns: Share of right turns by the share of errors in what was said before,
+      none first, `f64[seeds, histories, turns]`.
+    own: The same after what the model said itself, `f64[seeds, turns]`.
     steps: When losses were taken, `i64[times]`.
     losses: The training loss, a mean since the time before,
       `f64[seeds, times]`.
@@ -34,6 +39,9 @@ class Result(NamedTuple):
   tokens: np.ndarray
   places: np.ndarray
   grid: np.ndarray
+  whole: np.ndarray
+  turns: np.ndarray
+  own: np.ndarray
   steps: np.ndarray
   losses: np.ndarray
 
@@ -41,6 +49,20 @@ class Result(NamedTuple):
   def name(self) -> str:
     """What the variant is called."""
     return self.variant.name
+
+  @property
+  def horizon(self) -> np.ndarray:
+    """Up to which turn half of the problems have no error, `f64[seeds]`.
+
+    Between two turns it is interpolated; if it is never less than half, it is
+    the last turn.
+    """
+    return np.array([_crossing(seed) for seed in self.whole])
+
+  @property
+  def late(self) -> np.ndarray:
+    """Right turns of the last quarter, `f64[seeds, histories]`."""
+    return self.turns[:, :, -max(1, self.turns.shape[-1] // 4) :].mean(axis=-1)
 
 
 class Results(NamedTuple):
@@ -55,6 +77,11 @@ class Results(NamedTuple):
   rows: tuple[Result, ...]
 
   @property
+  def turns(self) -> int:
+    """How many turns the longest problems have; 0 if they have none."""
+    return max(row.whole.shape[1] for row in self.rows)
+
+  @property
   def unit(self) -> str:
     """What a level counts: the digits of an operand, where it is that."""
     tasks = {task_lib.get(row.variant.config.task) for row in self.rows}
@@ -63,6 +90,8 @@ class Results(NamedTuple):
 
   def sized(self, level: int) -> str:
     """Says how large the problems of a level are."""
+    if self.turns:
+      return f'{self.turns * level // self.config.levels[-1]} turns'
     if self.unit == 'size':
       return f'size {level}'
     return f'{level} digit' if level == 1 else f'{level} digits'
@@ -75,6 +104,22 @@ class Results(NamedTuple):
     """
     found = [row for row in self.rows if set(labels) <= set(row.variant.labels)]
     return found[0] if len(found) == 1 else None
+
+
+def _crossing(shares: np.ndarray) -> float:
+  """Where shares of problems, from 1 before the first turn, fall below half.
+
+  Examples:
+    >>> _crossing(np.array([0.9, 0.6, 0.4])), _crossing(np.array([1.0, 0.8]))
+    (2.5, 2.0)
+  """
+  shares = np.array([1.0, *shares])
+  below = np.flatnonzero(shares < 0.5)
+  if not below.size:
+    return len(shares) - 1.0
+  turn = below[0]
+  fall = shares[turn - 1] - shares[turn]
+  return float(turn - 1 + (shares[turn - 1] - 0.5) / fall)
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> str:

@@ -164,7 +164,8 @@ def _score(
 
   What a model writes token by token is what one pass over the true line says,
   as long as it is right; so that only models that write work, which may differ
-  from the true one and still lead to the answer, have to write.
+  from the true one and still lead to the answer, have to write, and those that
+  go on from what they wrote wrong.
   """
 
   # Problems are arguments: XLA would compute with constants while it compiles.
@@ -181,6 +182,10 @@ def _score(
     )(params)
 
   scores = score(params, problem.scored)
+  if problem.scored.strayed is not None:
+    longest = jax.tree.map(lambda x: x[-1:], problem.test)
+    written = np.asarray(write(params, longest))[:, 0]
+    return scores._replace(own=np.stack([problem.steps(x) for x in written]))
   if not problem.works:
     return scores
   written = write(params, problem.test)

@@ -64,12 +64,16 @@ def compare(results: Results) -> list[str]:
   ]
 
 
-def verdict(claim: str, gain: np.ndarray) -> str:
+def verdict(
+  claim: str, gain: np.ndarray, *, unit: str = 'points', scale: float = 100.0
+) -> str:
   """Says whether a claim shows.
 
   Args:
     claim: What is claimed.
     gain: By how much it shows in each seed, above 0 if it does, `f64[seeds]`.
+    unit: Of the gains as shown.
+    scale: Factor from gains to that.
 
   Returns:
     A sentence: reproduced if it shows in every seed, not reproduced if it does
@@ -85,9 +89,9 @@ def verdict(claim: str, gain: np.ndarray) -> str:
     word = 'reproduced'
   elif gain.mean() <= 0:
     word = 'not reproduced'
-  spread = f' ± {100 * gain.std(ddof=1):.1f}' if len(gain) > 1 else ''
+  spread = f' ± {scale * gain.std(ddof=1):.1f}' if len(gain) > 1 else ''
   return (
-    f'{claim}: {word} ({100 * gain.mean():+.1f}{spread} points, in {shown} of'
+    f'{claim}: {word} ({scale * gain.mean():+.1f}{spread} {unit}, in {shown} of'
     f' {len(gain)} seeds).'
   )
 

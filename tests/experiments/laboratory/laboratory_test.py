@@ -273,6 +273,7 @@ def results_of(shares, **changes):
         np.asarray(shares[row.name]),
         np.ones((2, 4)),
         np.ones((2, len(config.grid), len(config.grid))),
+        *(np.ones((2, 0)), np.ones((2, 1, 0)), np.ones((2, 0))),
         np.array([2, 4]),
         np.ones((2, 2)),
       )
