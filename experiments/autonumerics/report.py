@@ -99,21 +99,23 @@ def build_table(
 ) -> tables.Table:
   """A row for each number of operations."""
 
-  def column(name: str, label: str, **options: Any) -> tables.Column:
+  def column(
+    name: str, label: str, *, digits: int = 2, fixed: bool = True
+  ) -> tables.Column:
     return tables.Column(
-      name=name, label=label, scale=1, digits=2, best=None, **options
+      name=name, label=label, scale=1, digits=digits, best=None, fixed=fixed
     )
 
   table = tables.Table(
     _title(config),
     [
-      column('evolved', 'evolved'),
-      column('best', 'its best', fixed=True),
-      column('ulps', 'its ulps in float32', fixed=True),
-      column('polynomial', 'polynomial', fixed=True),
-      column('series', 'series', fixed=True),
-      column('measured', 'of the paper, here', fixed=True),
-      column('published', 'as published', fixed=True),
+      column('evolved', 'evolved', fixed=False),
+      column('best', 'its best'),
+      column('ulps', 'its ulps in float32', digits=1),
+      column('polynomial', 'polynomial'),
+      column('series', 'series'),
+      column('measured', 'of the paper, here'),
+      column('published', 'as published'),
     ],
     caption=(
       f'Decimal digits of {search.PROBLEMS[config.function].name}, by'
@@ -217,7 +219,8 @@ def draw_figures(
     known = np.all(np.isfinite(digits), axis=0)
     if known.any():
       turns = np.array(found[0].generations)[known]
-      time[f'{count} operations'] = turns, digits[:, known]
+      label = '1 operation' if count == 1 else f'{count} operations'
+      time[label] = turns, digits[:, known]
   if time and any(len(turns) > 1 for turns, _ in time.values()):
     figures['generations.png'] = (
       plots.to_png(
