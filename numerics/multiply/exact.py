@@ -90,6 +90,13 @@ class IntegerDot:
       ValueError: If shapes do not fit, or if there are more terms than
         `longest`, or an integer that is out of range.
     """
+    x, w = self.operands(x, w)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    found = _product(self, rows, w)
+    return found.reshape(*x.shape[:-1], w.shape[1])
+
+  def operands(self, x: Codes, w: Codes) -> tuple[jax.Array, jax.Array]:
+    """The operands of `dot` in int32, once they are known to fit together."""
     x, w = self.checked(x, w)
     if x.ndim < 1 or w.ndim != 2 or x.shape[-1] != w.shape[0]:
       raise ValueError(
@@ -97,9 +104,7 @@ class IntegerDot:
         f' {x.shape} and {w.shape}; of stacks of matrices, take jax.vmap.'
       )
     self.check_length(w.shape[0])
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    found = _product(self, rows, w)
-    return found.reshape(*x.shape[:-1], w.shape[1])
+    return x, w
 
   def __call__(self, x: Codes, w: Codes) -> jax.Array:
     """The same as `dot`."""

@@ -23,8 +23,8 @@ def quantized_dot(
   where the inner sum is one of integers, exact: `Σ x w` by the algorithm, and
   what zero points make of `Σ x` and `Σ w`. Every group then costs a
   multiplication by its scales and an addition in float32, where dequantising
-  first costs one for each weight. With one scale for a column, the only
-  roundings are those of the scales' products.
+  first costs one for each weight. With one scale for a column, what is rounded
+  is the product of scales, the sum if it is beyond 2**24, and their product.
 
   Codes without sign become those of the algorithm (less `2**(bits − 1)`, or odd
   for `LutTensorCore`), and so do numbers of `float4_e2m1fn` for `ShiftAdd`.
@@ -72,14 +72,14 @@ def quantized_dot(
     )
   size = _group_size(x, w, length)
   multiply.check_length(size)
-  if x.zero_point is not None or w.zero_point is not None:
+  left, right = _read(x, w, multiply)
+  if left[1] is not None or right[1] is not None:
     ranges = multiply.x_range, multiply.w_range
     if size * math.prod(high - low for low, high in ranges) >= 2**31:
       raise ValueError(
         f'quantized_dot: sums of {size} terms with zero points may not fit'
         ' int32; take groups.'
       )
-  left, right = _read(x, w, multiply)
   multiply.checked(left[0], right[0])
   return _scaled(x, w, left, right, multiply, size)
 

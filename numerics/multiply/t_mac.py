@@ -102,7 +102,7 @@ class TMac(exact.IntegerDot):
       TypeError: If an operand has another dtype.
       ValueError: As `dot`, or if `shared` is no multiple of `group`.
     """
-    x, w = self.checked(x, w)
+    x, w = self.operands(x, w)
     if shared < 1 or shared % self.group:
       raise ValueError(
         f'TMac: shared must be a multiple of group={self.group}, got {shared}.'

@@ -172,6 +172,8 @@ def test_tables_of_int8_are_within_their_bound(bits):
   # ½ · scale · groups · Σ α, of tables whose largest entry is 512.
   expected = 0.5 * 512 / 127 * 16 * 4 * (2**bits - 1) / 2
   np.testing.assert_allclose(bound[1, 0], expected, rtol=1e-6)
+  with pytest.raises(ValueError, match='expected x'):
+    multiply.approximate(x, w.T)
   with pytest.raises(ValueError, match='a multiple of group=4'):
     multiply.approximate(x, w, shared=6)
 
@@ -383,6 +385,10 @@ def test_scales_that_do_not_fit_are_refused():
   e2m1 = numerics.ShiftAdd('float4_e2m1fn')
   with pytest.raises(TypeError, match='in float4_e2m1fn, got int8'):
     numerics.quantized_dot(row, column, e2m1)
+  unsigned = stored((34_000, 1), (1, 1), numerics.uint8)
+  long = stored((1, 34_000), (1, 1), numerics.uint8)
+  with pytest.raises(ValueError, match='terms with zero points may not fit'):
+    numerics.quantized_dot(long, unsigned, multiply)
   with pytest.raises(ValueError, match='w must be from -8 to 7'):
     numerics.quantized_dot(row, column, numerics.ShiftAdd())
   with pytest.raises(TypeError, match='multiply must be an algorithm'):
