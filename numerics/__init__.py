@@ -46,6 +46,7 @@ from numerics.multiply.bit_weight import booth_digits
 from numerics.multiply.bit_weight import carry_save
 from numerics.multiply.bit_weight import digit_shares
 from numerics.multiply.exact import IntegerDot
+from numerics.multiply.integer_product import IntegerProduct
 from numerics.multiply.linear_complexity import LMul
 from numerics.multiply.linear_complexity import lmul
 from numerics.multiply.lut_tensor_core import LutTensorCore
@@ -90,6 +91,7 @@ __all__ = [
   'FixedPoint',
   'Format',
   'IntegerDot',
+  'IntegerProduct',
   'Interval',
   'LMul',
   'LutTensorCore',
