@@ -62,6 +62,7 @@ from numerics.policies import Policy
 from numerics.policies import Precision
 from numerics.products import contract
 from numerics.products import Product
+from numerics.promotion import promote
 from numerics.quantizing import dequantize
 from numerics.quantizing import fake_quantize
 from numerics.quantizing import quantize
@@ -145,6 +146,7 @@ __all__ = [
   'mxfp8_e5m2',
   'mxint8',
   'nvfp4',
+  'promote',
   'quantization_aware',
   'quantize',
   'quantized_dot',

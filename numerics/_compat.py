@@ -118,3 +118,8 @@ def vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
 def is_key(x: Any) -> bool:
   """Whether a value is a typed PRNG key."""
   return jnp.issubdtype(getattr(x, 'dtype', np.float32), jax.dtypes.prng_key)
+
+
+def has_float64() -> bool:
+  """Whether arrays may be of 64 bits here."""
+  return jax.dtypes.canonicalize_dtype(np.float64) == np.float64

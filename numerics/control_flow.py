@@ -250,15 +250,15 @@ def _custom_jvp(frame: Any, step: Any, inputs: Values) -> Values:
   @call.defjvp
   def derivative(primals, tangents):
     key, *primals = primals
-    fixed = list(primals)
-    primals = [primals[i] for i in moving]
     tangents = [tangents[1 + i] for i in moving]
 
-    def original(primals, tangents):
-      return jax.jvp(_original(step, fixed, moving), primals, tangents)
+    def original(inputs, tangents):
+      function = _original(step, inputs, moving)
+      return jax.jvp(function, [inputs[i] for i in moving], tangents)
 
     traced, shape = jax.make_jaxpr(original, return_shape=True)(
-      tuple(primals), tuple(tangents)
+      _declared(primals, step.inputs),
+      _declared(tangents, [step.inputs[i] for i in moving]),
     )
     outputs = frame.child(step, key, path, scope).run(
       traced, [*primals, *tangents], tangents=len(tangents)
@@ -272,6 +272,8 @@ def _custom_vjp(frame: Any, step: Any, inputs: Values) -> Values:
   """Likewise, with a derivative in reverse."""
   if not frame.interpretation.arrays:
     return _call(frame, step, inputs)
+  if frame.interpretation.retyped:
+    return _retyped_vjp(frame, step, inputs)
   [(path, scope, program)] = step.programs()
   frame.records.update(frame.empty(program, path, scope))
   moving = _moving(step)
@@ -291,13 +293,65 @@ def _custom_vjp(frame: Any, step: Any, inputs: Values) -> Values:
     return jax.tree.unflatten(jax.tree.structure(shape), outputs)
 
   def backward(pullback, cotangents):
-    found = [None] * len(inputs)
-    for place, cotangent in zip(moving, pullback(cotangents), strict=True):
-      found[place] = cotangent
-    return None, found
+    return None, _among(pullback(cotangents), moving, len(inputs))
 
   call.defvjp(forward, backward)
   return call(step.inner_key(), inputs)
+
+
+def _retyped_vjp(frame: Any, step: Any, inputs: Values) -> Values:
+  """The same where values have dtypes of their own.
+
+  The derivative is traced in the dtypes of the program and interpreted whole,
+  with the outputs that it needs computed again.
+  """
+  [(path, scope, program)] = step.programs()
+  moving = _moving(step)
+  moved = [i for i, x in enumerate(step.outputs) if programs.is_inexact(x)]
+
+  @jax.custom_vjp
+  def call(key, inputs):
+    return frame.child(step, key, path, scope).run(program, inputs)
+
+  def forward(key, inputs):
+    return call(key, inputs), (key, inputs)
+
+  def backward(saved, cotangents):
+    key, inputs = saved
+    floats = [cotangents[i] for i in moved]
+
+    def original(inputs, floats):
+      every = list(cotangents)
+      for place, each in zip(moved, floats, strict=True):
+        every[place] = each
+      function = _original(step, inputs, moving)
+      return jax.vjp(function, *[inputs[i] for i in moving])[1](every)
+
+    traced = jax.make_jaxpr(original)(
+      _declared(inputs, step.inputs),
+      _declared(floats, [step.outputs[i] for i in moved]),
+    )
+    found = frame.child(step, key, path, scope).run(traced, [*inputs, *floats])
+    return None, _among(found, moving, len(inputs))
+
+  call.defvjp(forward, backward)
+  return call(step.inner_key(), inputs)
+
+
+def _among(found: Sequence[Any], places: list[int], count: int) -> Values:
+  """Values at their places, and None at all others."""
+  every = [None] * count
+  for place, each in zip(places, found, strict=True):
+    every[place] = each
+  return every
+
+
+def _declared(values: Sequence[Any], types: Sequence[Any]) -> Values:
+  """Arrays of the dtypes that the program says, to trace a derivative with."""
+  return [
+    x if x.dtype == wanted.dtype else x.astype(wanted.dtype)
+    for x, wanted in zip(values, types, strict=True)
+  ]
 
 
 def _moving(step: Any) -> list[int]:

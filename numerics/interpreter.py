@@ -45,6 +45,8 @@ class Interpretation:
     arrays: Whether values are arrays of the types that the program says. Then
       the interpreted function can be differentiated like the original: where it
       has rules of its own (`jax.custom_jvp`, `jax.custom_vjp`), by those.
+    retyped: Whether these arrays have dtypes that the rule chooses. What
+      depends on tangents is interpreted then, too.
   """
 
   rule: Rule
@@ -53,6 +55,7 @@ class Interpretation:
   empty: Callable[[programs.Equation], Record] | None = None
   combine: Callable[[Record, Record], Record] = lambda a, b: a
   arrays: bool = False
+  retyped: bool = False
 
 
 class Step(programs.Equation):
@@ -161,6 +164,8 @@ class Frame:
     lift = self.interpretation.lift
     values = dict(zip(jaxpr.invars, inputs, strict=True))
     values.update(zip(jaxpr.constvars, map(lift, consts), strict=True))
+    if self.interpretation.retyped:
+      tangents = 0
     linear = set(jaxpr.invars[len(inputs) - tangents :])
     self.notes.update(zip(jaxpr.invars, notes, strict=False))
 
@@ -193,7 +198,7 @@ class Frame:
         f'transform: the rule returned {len(outputs)} outputs for'
         f' {step.primitive} at {step.source}, which has {len(step.outputs)}.'
       )
-    if not self.interpretation.arrays:
+    if not self.interpretation.arrays or self.interpretation.retyped:
       return outputs
     for place, (output, wanted) in enumerate(
       zip(outputs, step.outputs, strict=True)

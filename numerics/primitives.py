@@ -44,6 +44,9 @@ REDUCTION = _names("""
   select_and_scatter_add
 """)
 
+# Says how numbers lie to one another, as booleans.
+COMPARISONS = _names('eq ne lt le gt ge eq_to le_to lt_to')
+
 
 def kind(primitive: str) -> Kind | None:
   """Returns the kind of a primitive; None if it is not known."""

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import numerics
-from tests.numerics import functions
 from tests.numerics import oracles
+from tests.numerics import written
 
 F32 = np.float32
 OCP = {
@@ -260,13 +260,13 @@ def test_what_adds_up_nothing_has_no_blocks():
 
 @pytest.mark.slow
 def test_a_transformer_runs_its_products_in_mxfp4_by_one_line():
-  apply = functions.Transformer().apply
-  params = functions.parameters()
+  apply = written.Transformer().apply
+  params = written.parameters()
   policy = numerics.Policy(matmul=MXFP4)
   emulated = numerics.emulate(apply, policy, mode='stochastic')
 
   def loss(params):
-    y = emulated(params, functions.X, rounding_key=jax.random.key(0))
+    y = emulated(params, written.X, rounding_key=jax.random.key(0))
     return jnp.mean(y**2)
 
   value, gradient = jax.jit(jax.value_and_grad(loss))(params)

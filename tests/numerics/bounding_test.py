@@ -7,9 +7,9 @@ import pytest
 
 import numerics
 from numerics import bounding
-from tests.numerics import functions
+from tests.numerics import written
 
-X, W = functions.X, functions.W
+X, W = written.X, written.W
 
 # Of a module (jax.numpy or numpy), of x and of w.
 FUNCTIONS = {

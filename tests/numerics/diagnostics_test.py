@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import numerics
-from tests.numerics import functions
+from tests.numerics import written
 
-X, W = functions.X, functions.W
+X, W = written.X, written.W
 BF16 = numerics.bfloat16
 
 
@@ -34,7 +34,7 @@ def everywhere(x):
   x = jax.checkpoint(jax.jit(lambda x: x * half))(x)
   return jax.shard_map(
     lambda x: x * half,
-    mesh=functions.MESH,
+    mesh=written.MESH,
     in_specs=jax.P('i'),
     out_specs=jax.P('i'),
   )(x)

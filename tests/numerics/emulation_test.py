@@ -11,10 +11,10 @@ import pytest
 import numerics
 from numerics import contractions
 from numerics import sums
-from tests.numerics import functions
 from tests.numerics import oracles
+from tests.numerics import written
 
-X, W = functions.X, functions.W
+X, W = written.X, written.W
 FP8 = numerics.float8_e4m3fn
 BF16 = numerics.bfloat16
 FLOAT32 = numerics.Format(8, 23)
@@ -77,7 +77,7 @@ def test_a_function_in_bfloat16_is_rounded_as_it_says():
 
 @pytest.mark.parametrize(
   'function',
-  [functions.softmax, functions.checkpointed, functions.own_vjp],
+  [written.softmax, written.checkpointed, written.own_vjp],
   ids=lambda f: f.__name__,
 )
 def test_float32_changes_nothing(function):
@@ -408,13 +408,13 @@ def test_iterations_elements_and_operations_draw_anew():
 
 @pytest.mark.slow
 def test_a_transformer_runs_in_fp8_by_one_line_more():
-  apply = functions.Transformer().apply
+  apply = written.Transformer().apply
   emulated = numerics.emulate(apply, FP8, mode='stochastic')
 
   def loss(params, x):
     return jnp.mean(emulated(params, x, rounding_key=KEY) ** 2)
 
-  params = functions.parameters()
+  params = written.parameters()
   value, gradient = jax.jit(jax.value_and_grad(loss))(params, X)
   exact = jax.grad(lambda params: jnp.mean(apply(params, X) ** 2))(params)
   assert np.isfinite(value)

@@ -8,29 +8,29 @@ import numpy as np
 import pytest
 
 import numerics
-from tests.numerics import functions
+from tests.numerics import written
 
-X, W = functions.X, functions.W
+X, W = written.X, written.W
 FAST = (
-  functions.branches,
-  functions.own_vjp,
-  functions.own_jvp,
-  functions.sharded,
+  written.branches,
+  written.own_vjp,
+  written.own_jvp,
+  written.sharded,
 )
 SLOW = (
-  functions.softmax,
-  functions.checkpointed,
-  functions.recurrent,
-  functions.backwards,
-  functions.activations,
-  functions.layer_norm,
-  functions.attention,
-  functions.counted,
-  functions.compiled,
-  functions.mapped,
-  functions.linen,
+  written.softmax,
+  written.checkpointed,
+  written.recurrent,
+  written.backwards,
+  written.activations,
+  written.layer_norm,
+  written.attention,
+  written.counted,
+  written.compiled,
+  written.mapped,
+  written.linen,
 )
-WITHOUT_GRADIENT = (functions.loop, functions.gradient)
+WITHOUT_GRADIENT = (written.loop, written.gradient)
 
 
 def identity(step, inputs):
@@ -94,9 +94,9 @@ def test_the_identity_changes_nothing_without_a_gradient(function):
 
 
 def test_derivatives_of_authors_are_kept():
-  transformed = numerics.transform(functions.clipped, identity)
+  transformed = numerics.transform(written.clipped, identity)
   assert jax.grad(transformed)(0.0) == np.float32(0.1)
-  transformed = numerics.transform(functions.halved, identity)
+  transformed = numerics.transform(written.halved, identity)
   assert jax.grad(transformed)(1.0, 3) == 1.5
   relu = numerics.transform(jax.nn.relu, identity)
   assert jax.grad(relu)(0.0) == 0.0
@@ -135,13 +135,13 @@ def test_the_rule_sees_what_is_inside():
 
 
 def test_residuals_of_an_author_are_interpreted_and_cotangents_are_not():
-  clipped = numerics.transform(functions.clipped, negate_sines)
+  clipped = numerics.transform(written.clipped, negate_sines)
   value, gradient = jax.value_and_grad(clipped)(1.55)
   assert value == -jnp.sin(1.55)
   assert gradient == -jnp.cos(1.55)  # The saved cosine is negated.
   # The linear part of a rule for tangents is left alone; what it saves is not.
   halved = numerics.transform(
-    functions.halved,
+    written.halved,
     lambda step, inputs: [
       10 * x if step.primitive == 'mul' else x for x in step.bind(*inputs)
     ],
@@ -152,7 +152,7 @@ def test_residuals_of_an_author_are_interpreted_and_cotangents_are_not():
 
 
 def test_it_composes():
-  f = functions.softmax
+  f = written.softmax
   g = numerics.transform(numerics.transform(f, identity), identity)
   batch = jnp.stack([X, X + 1])
   np.testing.assert_array_equal(
@@ -164,15 +164,15 @@ def test_it_composes():
     jax.jvp(g, (X, W), tangents), jax.jvp(jax.jit(f), (X, W), tangents)
   )
   mapped = jax.shard_map(
-    numerics.transform(functions.clipped, identity),
-    mesh=functions.MESH,
+    numerics.transform(written.clipped, identity),
+    mesh=written.MESH,
     in_specs=jax.P('i'),
     out_specs=jax.P('i'),
   )
-  sharding = jax.NamedSharding(functions.MESH, jax.P('i'))
+  sharding = jax.NamedSharding(written.MESH, jax.P('i'))
   rows = jax.device_put(W, sharding)
   np.testing.assert_array_equal(mapped(rows), jax.jit(jnp.sin)(W))
-  whole = numerics.transform(functions.clipped, identity)(rows)
+  whole = numerics.transform(written.clipped, identity)(rows)
   assert whole.sharding.is_equivalent_to(sharding, 2)
 
 
@@ -227,7 +227,7 @@ def test_effects_happen(capfd):
 
 
 def test_nested_shardings_stay():
-  sharding = jax.NamedSharding(functions.MESH, jax.P(None, 'i'))
+  sharding = jax.NamedSharding(written.MESH, jax.P(None, 'i'))
   inner = jax.jit(jnp.sin, out_shardings=sharding)
   result = numerics.transform(lambda x: inner(x) + 1, identity)(W)
   assert result.sharding.is_equivalent_to(sharding, 2)

@@ -8,9 +8,9 @@ import pytest
 
 import numerics
 from numerics import noise
-from tests.numerics import functions
+from tests.numerics import written
 
-X, W = functions.X, functions.W
+X, W = written.X, written.W
 KEY = jax.random.key(0)
 
 
@@ -155,8 +155,8 @@ def test_what_does_not_fit_is_told():
 
 @pytest.mark.slow
 def test_a_module_trains_by_one_line_more():
-  apply = functions.Transformer().apply
-  params = functions.parameters()
+  apply = written.Transformer().apply
+  params = written.parameters()
   dfp = policy(numerics.DynamicFixedPoint())
 
   def loss(apply, params):

@@ -1,4 +1,4 @@
-"""Algorithms for integers inside of emulated functions."""
+"""Algorithms for integers inside of emulated written."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import numerics
-from tests.numerics import functions
+from tests.numerics import written
 
 random = np.random.default_rng(0)
 X = random.normal(size=(4, 6, 40)).astype(np.float32)
@@ -41,7 +41,7 @@ def test_a_dense_layer_is_that_of_what_is_stored(multiply, w, size):
 
 @pytest.mark.slow
 def test_all_exact_algorithms_run_a_model_alike():
-  apply, params = functions.Transformer().apply, functions.parameters()
+  apply, params = written.Transformer().apply, written.parameters()
   found = []
   for multiply in (
     numerics.TMac(bits=4),
@@ -52,7 +52,7 @@ def test_all_exact_algorithms_run_a_model_alike():
   ):
     how = numerics.IntegerProduct(multiply, w=numerics.int4)
     policy = numerics.Policy(matmul=numerics.Precision(product=how))
-    found.append(numerics.emulate(apply, policy)(params, functions.X))
+    found.append(numerics.emulate(apply, policy)(params, written.X))
   for each in found[1:]:
     np.testing.assert_allclose(each, found[0], rtol=1e-4, atol=1e-5)
 

@@ -7,8 +7,8 @@ import pytest
 
 import numerics
 from numerics.multiply import multiplier
-from tests.numerics import functions
 from tests.numerics import oracles
+from tests.numerics import written
 
 F32 = np.float32
 VARIANTS = pytest.mark.parametrize('variant', ['bits', 'value'])
@@ -229,13 +229,13 @@ def test_accumulators_inputs_and_elements_go_together():
 
 @pytest.mark.slow
 def test_a_transformer_multiplies_by_adding():
-  apply = functions.Transformer().apply
-  params = functions.parameters()
+  apply = written.Transformer().apply
+  params = written.parameters()
   policy = numerics.Policy(
     matmul=numerics.Precision(multiply=numerics.LMul(mantissa_bits=4))
   )
-  exact = apply(params, functions.X)
-  found = numerics.emulate(apply, policy)(params, functions.X)
+  exact = apply(params, written.X)
+  found = numerics.emulate(apply, policy)(params, written.X)
   error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
   assert 0.001 < error < 0.1
 

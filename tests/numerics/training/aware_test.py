@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import numerics
-from tests.numerics import functions
+from tests.numerics import written
 
 F32 = np.float32
 random = np.random.default_rng(0)
@@ -82,12 +82,12 @@ def test_the_derivative_is_0_beyond_the_range():
 
 
 def test_loops_checkpoints_and_derivatives_of_others():
-  weights = jnp.stack([jnp.asarray(functions.W), 2 * jnp.asarray(functions.W)])
+  weights = jnp.stack([jnp.asarray(written.W), 2 * jnp.asarray(written.W)])
 
   def f(params, x):
     def layer(x, w):
       inner = jax.checkpoint(lambda x: jax.nn.relu(x @ w))
-      return functions.clipped(inner(x)), None
+      return written.clipped(inner(x)), None
 
     x, _ = jax.lax.scan(layer, x, params)
     return jax.nn.silu(x).sum(0)
@@ -100,14 +100,14 @@ def test_loops_checkpoints_and_derivatives_of_others():
     y, pull = jax.vjp(lambda w: aware.apply(ranges, w, x)[0], weights)
     return ranges, y, pull(jnp.ones_like(y))[0]
 
-  ranges, y, gradient = run(functions.X)
+  ranges, y, gradient = run(written.X)
   [(low, high)] = ranges.extremes.values()  # Weights are known in the loop.
-  x, seen = functions.X, []
+  x, seen = written.X, []
   for w in np.asarray(weights):
     seen.append(x)
     x = np.sin(np.maximum(x @ weight(w, 0), 0))
   np.testing.assert_allclose([low, high], [np.min(seen), np.max(seen)], 1e-5)
-  plain, pull = jax.vjp(lambda w: f(w, functions.X), weights)
+  plain, pull = jax.vjp(lambda w: f(w, written.X), weights)
   np.testing.assert_allclose(y, plain, atol=0.1)
   [expected] = pull(jnp.ones_like(plain))  # Clipped, as its author wants it.
   lengths = np.linalg.norm(gradient) * np.linalg.norm(expected)
@@ -116,14 +116,14 @@ def test_loops_checkpoints_and_derivatives_of_others():
 
 @pytest.mark.slow
 def test_a_module_trains_by_one_line_more():
-  apply, params = functions.Transformer().apply, functions.parameters()
+  apply, params = written.Transformer().apply, written.parameters()
   aware = numerics.quantization_aware(apply)
-  ranges = aware.init(params, functions.X)
+  ranges = aware.init(params, written.X)
 
   @jax.jit
   def step(params, ranges):
     def loss(params):
-      y, after = aware.apply(ranges, params, functions.X)
+      y, after = aware.apply(ranges, params, written.X)
       return jnp.mean(y**2), after
 
     (value, ranges), gradient = jax.value_and_grad(loss, has_aux=True)(params)
