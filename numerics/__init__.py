@@ -72,6 +72,8 @@ from numerics.rounding import round_to
 from numerics.rounding import ulp
 from numerics.scaling import absmax_scale
 from numerics.scaling import affine_scale
+from numerics.sensitivities import Sensitivity
+from numerics.sensitivities import sensitivity
 from numerics.shadowing import shadow
 from numerics.sums import Accumulator
 from numerics.training.aware import ActivationRanges
@@ -106,6 +108,7 @@ __all__ = [
   'QuantizationAware',
   'Quantized',
   'Quartet',
+  'Sensitivity',
   'ShiftAdd',
   'TMac',
   'absmax_scale',
@@ -152,6 +155,7 @@ __all__ = [
   'quantized_dot',
   'ranges',
   'round_to',
+  'sensitivity',
   'shadow',
   'tfloat32',
   'transform',

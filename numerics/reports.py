@@ -103,8 +103,14 @@ def table(
     'line': lambda row: row.operation.place,
     'scope': lambda row: row.operation.scope,
   }
-  cells = [[_cell(show(row)) for show in columns.values()] for row in rows]
-  cells = [list(columns), *cells]
+  return lines(
+    list(columns), [[show(row) for show in columns.values()] for row in rows]
+  )
+
+
+def lines(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+  """Lays out titles and rows of cells. Numbers get four digits."""
+  cells = [list(titles), *([_cell(cell) for cell in row] for row in rows)]
   widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
   return '\n'.join(
     '  '.join(map(str.ljust, row, widths)).rstrip() for row in cells
