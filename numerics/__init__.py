@@ -13,6 +13,8 @@ from numerics.blocks import mxint8
 from numerics.blocks import nvfp4
 from numerics.bounding import Interval
 from numerics.bounding import interval
+from numerics.calibration import learned_rounding
+from numerics.calibration import mse_scale
 from numerics.counting import count
 from numerics.counting import HOROWITZ_45NM
 from numerics.emulation import emulate
@@ -141,7 +143,9 @@ __all__ = [
   'int16',
   'integer',
   'interval',
+  'learned_rounding',
   'lmul',
+  'mse_scale',
   'mxfp4_e2m1',
   'mxfp6_e2m3',
   'mxfp6_e3m2',
