@@ -59,6 +59,8 @@ from numerics.multiply.scaled import quantized_dot
 from numerics.multiply.shift_add import ShiftAdd
 from numerics.multiply.t_mac import TMac
 from numerics.number_format import NumberFormat
+from numerics.outliers import OutlierPairs
+from numerics.outliers import OutlierProduct
 from numerics.policies import Override
 from numerics.policies import Policy
 from numerics.policies import Precision
@@ -103,6 +105,8 @@ __all__ = [
   'ModularDot',
   'Multiplier',
   'NumberFormat',
+  'OutlierPairs',
+  'OutlierProduct',
   'Override',
   'Policy',
   'Precision',
