@@ -16,6 +16,7 @@ from numerics import policies
 from numerics import primitives
 from numerics import programs
 from numerics import reports
+from numerics.multiply import linear_complexity
 
 Work = typing.Literal['add', 'multiply', 'other']
 Price = Mapping[tuple[Work, str, int], float]
@@ -55,6 +56,8 @@ class Cost:
     multiplies: Multiplications.
     others: Anything else that gives a number: divisions, exponentials, maxima.
     bytes: Read and written if no result were kept near: operands and results.
+    integer_adds: Additions of integers as wide as the operands, in the place of
+      multiplications (`LMul`).
   """
 
   operation: reports.Operation
@@ -64,17 +67,24 @@ class Cost:
   multiplies: int
   others: int
   bytes: int
+  integer_adds: int = 0
+
+  @property
+  def work(self) -> int:
+    """All operations."""
+    return self.adds + self.multiplies + self.others + self.integer_adds
 
   def energy(self, prices: Price) -> float | None:
     """Picojoules of the arithmetic, None if a price is missing."""
-    work: dict[Work, int] = {
-      'add': self.adds,
-      'multiply': self.multiplies,
-      'other': self.others,
-    }
+    work: list[tuple[Work, str, int]] = [
+      ('add', self.kind, self.adds),
+      ('multiply', self.kind, self.multiplies),
+      ('other', self.kind, self.others),
+      ('add', 'int', self.integer_adds),
+    ]
     parts = [
-      prices.get((name, self.kind, self.bits), math.nan) * count
-      for name, count in work.items()
+      prices.get((name, kind, self.bits), math.nan) * count
+      for name, kind, count in work
       if count
     ]
     total = sum(parts)
@@ -102,6 +112,11 @@ class Costs:
     return sum(row.multiplies for row in self.rows)
 
   @property
+  def integer_adds(self) -> int:
+    """Additions of integers in the place of multiplications."""
+    return sum(row.integer_adds for row in self.rows)
+
+  @property
   def others(self) -> int:
     """Everything else that gives a number."""
     return sum(row.others for row in self.rows)
@@ -114,7 +129,7 @@ class Costs:
   @property
   def intensity(self) -> float:
     """Operations per byte."""
-    work = self.adds + self.multiplies + self.others
+    work = sum(row.work for row in self.rows)
     return work / self.bytes if self.bytes else 0.0
 
   def energy(self, prices: Price = HOROWITZ_45NM) -> tuple[float, int]:
@@ -130,20 +145,21 @@ class Costs:
     for row in self.rows:
       energy = row.energy(prices)
       if energy is None:
-        missing += row.adds + row.multiplies + row.others
+        missing += row.work
       else:
         total += energy
     return total, missing
 
   def __str__(self) -> str:
     """The rows as a table, the most work first."""
-    rows = sorted(self.rows, key=lambda r: -(r.adds + r.multiplies + r.others))
+    rows = sorted(self.rows, key=lambda row: -row.work)
     return reports.table(
       rows,
       {
         'kind': lambda row: f'{row.kind}{row.bits}',
         'adds': lambda row: row.adds,
         'multiplies': lambda row: row.multiplies,
+        'integer adds': lambda row: row.integer_adds,
         'others': lambda row: row.others,
         'bytes': lambda row: row.bytes,
       },
@@ -220,6 +236,9 @@ def _cost(equation: programs.Equation, policy: policies.Policy | None) -> Cost:
   elif not moved:
     others = size
   wanted, written, kind, read = _formats(equation, policy)
+  integer_adds = 0
+  if _adds_instead(equation, policy):
+    multiplies, integer_adds = 0, multiplies
   return Cost(
     reports.operation(equation),
     kind,
@@ -228,6 +247,19 @@ def _cost(equation: programs.Equation, policy: policies.Policy | None) -> Cost:
     multiplies * times,
     others * times,
     times * -(-(read + size * written) // 8),
+    integer_adds * times,
+  )
+
+
+def _adds_instead(
+  equation: programs.Equation, policy: policies.Policy | None
+) -> bool:
+  """Whether integers are added in the place of each multiplication."""
+  if policy is None or not emulation.computes(equation):
+    return False
+  precision = policy.precision(equation)
+  return precision is not None and isinstance(
+    precision.multiply, linear_complexity.LMul
   )
 
 

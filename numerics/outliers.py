@@ -46,8 +46,8 @@ class OutlierPairs:
   Places `2k` and `2k + 1` along an axis are pairs. Where a number is beyond the
   integers, its neighbour, the victim, becomes 0, and its code says so: the one
   that has no opposite, `−2**(bits − 1)`. The other code of the pair is then an
-  outlier (abfloat): a sign, two bits of exponent `e`, and `bits − 3` of mantissa
-  `m`, with the value
+  outlier (abfloat), of a sign, two bits of exponent `e`, and `bits − 3` of a
+  mantissa `m`, with the value
 
       ± 2**(bits − 1 + e) · (1 + m / 2**(bits − 3)),
 

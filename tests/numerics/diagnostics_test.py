@@ -178,6 +178,19 @@ def test_costs_are_those_of_the_policy():
   assert fp8.bytes == 128
 
 
+def test_l_mul_adds_integers():
+  x = jnp.ones((4, 8)), jnp.ones((8, 2))
+  how = numerics.Precision(
+    inputs=numerics.float8_e4m3fn, multiply=numerics.LMul(3)
+  )
+  costs = numerics.count(jnp.matmul, numerics.Policy(matmul=how))(*x)
+  assert (costs.adds, costs.multiplies, costs.integer_adds) == (64, 0, 64)
+  prices = {('add', 'int', 8): 0.03, ('add', 'float', 8): 0.2}
+  assert costs.energy(prices)[0] == pytest.approx(64 * 0.23)
+  row = costs.rows[0]
+  assert (row.bits, row.bytes) == (8, 4 * 8 + 8 * 2 + 4 * 4 * 2)
+
+
 def test_convolutions_and_integers_are_counted():
   convolve = functools.partial(
     jax.lax.conv_general_dilated, window_strides=(1,), padding='VALID'
