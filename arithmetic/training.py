@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import optax
 
 Params = Any
-LossFn = Callable[[Params, Any], jax.Array]
+Variables = Any
+# From parameters and a batch to the loss. If the state has variables, from them
+# too, `(params, batch, variables) -> (loss, variables)`.
+LossFn = Callable[..., Any]
 
 
 class State(NamedTuple):
@@ -25,19 +28,26 @@ class State(NamedTuple):
     optimizer: The optimiser's state.
     step: i32[], steps done.
     key: The PRNG key that, with the step, decides the data of every step.
+    variables: What the loss changes itself, such as moving averages, without a
+      gradient; None if it changes nothing.
   """
 
   params: Params
   optimizer: optax.OptState
   step: jax.Array
   key: jax.Array
+  variables: Variables = None
 
 
 def start(
-  params: Params, optimizer: optax.GradientTransformation, key: jax.Array
+  params: Params,
+  optimizer: optax.GradientTransformation,
+  key: jax.Array,
+  variables: Variables = None,
 ) -> State:
   """The state before the first step."""
-  return State(params, optimizer.init(params), jnp.zeros((), jnp.int32), key)
+  first = jnp.zeros((), jnp.int32)
+  return State(params, optimizer.init(params), first, key, variables)
 
 
 def train(
@@ -53,7 +63,8 @@ def train(
   Args:
     state: From `start` or an earlier call.
     num_steps: How many steps to add.
-    loss_fn: From parameters and a batch to a scalar.
+    loss_fn: From parameters and a batch to a scalar; if the state has
+      variables, from parameters, a batch and them to a scalar and new ones.
     draw: From a key to a batch, on the device.
     optimizer: Any optax optimiser.
 
@@ -81,11 +92,18 @@ def train(
 
   def step(state: State, _) -> tuple[State, jax.Array]:
     batch = draw(jax.random.fold_in(state.key, state.step))
-    loss, gradient = jax.value_and_grad(loss_fn)(state.params, batch)
+    variables = state.variables
+    if variables is None:
+      loss, gradient = jax.value_and_grad(loss_fn)(state.params, batch)
+    else:
+      (loss, variables), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params, batch, variables
+      )
     updates, optimizer_state = optimizer.update(
       gradient, state.optimizer, state.params
     )
     params = optax.apply_updates(state.params, updates)
-    return State(params, optimizer_state, state.step + 1, state.key), loss
+    step = state.step + 1
+    return State(params, optimizer_state, step, state.key, variables), loss
 
   return jax.lax.scan(step, state, None, length=num_steps)

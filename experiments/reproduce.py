@@ -60,6 +60,10 @@ TABLES = {
     'precision',
     'What a trained model loses in other arithmetics.',
   ),
+  'quantized_training': (
+    'quantized_training',
+    'An arithmetic transformer trained in DFP-16, INT8 and MXFP4.',
+  ),
   'teaching_arithmetic': (
     'laboratory',
     'Addition plain, reversed and with its steps [Lee et al., 2023].',

@@ -83,6 +83,8 @@ from numerics.sums import Accumulator
 from numerics.training.aware import ActivationRanges
 from numerics.training.aware import quantization_aware
 from numerics.training.aware import QuantizationAware
+from numerics.training.binary_points import k_hot
+from numerics.training.binary_points import learned_fixed_point
 from numerics.training.dynamic_fixed_point import DynamicFixedPoint
 from numerics.training.quartet import Quartet
 
@@ -147,6 +149,8 @@ __all__ = [
   'int16',
   'integer',
   'interval',
+  'k_hot',
+  'learned_fixed_point',
   'learned_rounding',
   'lmul',
   'mse_scale',

@@ -52,3 +52,22 @@ def task(config: Any, *names: str) -> None:
       tasks.get(name)
     except KeyError as error:
       raise ValueError(f'{field}: {error.args[0]}') from None
+
+
+def one_model(config: Any) -> None:
+  """Raises `ValueError` if a run of the laboratory is not one row in float32.
+
+  It is scored in other arithmetics, in one pass.
+  """
+  if config.vary or config.study != 'none':
+    raise ValueError('model: one is trained; leave vary and study alone')
+  if config.layout.scratchpad:
+    raise ValueError(
+      'model: answers are scored in one pass, which a scratchpad is not;'
+      ' leave layout.scratchpad alone'
+    )
+  if config.model.dtype != 'float32':
+    raise ValueError(
+      'model: other arithmetics are compared with float32; model.model.dtype'
+      f' is {config.model.dtype}'
+    )

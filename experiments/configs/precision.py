@@ -12,6 +12,7 @@ import dataclasses
 
 from arithmetic import layouts
 from arithmetic import transformer
+from experiments.configs import checks
 from experiments.configs import laboratory
 
 _ADDITION = laboratory.Config(
@@ -39,25 +40,11 @@ class Config:
   rows: tuple[str, ...] = ()
 
   def __post_init__(self):
-    if self.model.vary or self.model.study != 'none':
-      raise ValueError('model: one is trained; leave vary and study alone')
-    if self.model.layout.scratchpad:
-      raise ValueError(
-        'model: answers are scored in one pass, which a scratchpad is not;'
-        ' leave layout.scratchpad alone'
-      )
-    if self.model.model.dtype != 'float32':
-      raise ValueError(
-        'model: other arithmetics are compared with float32; model.model.dtype'
-        f' is {self.model.model.dtype}'
-      )
+    checks.one_model(self.model)
     # Imported here, so that --help does not wait for JAX.
     from experiments.precision import rows
 
-    try:
-      rows.named(self.rows)
-    except KeyError as error:
-      raise ValueError(f'rows: {error.args[0]}') from None
+    rows.named(self.rows)
 
 
 def cpu() -> Config:

@@ -1,7 +1,9 @@
 """One run of the laboratory, from training to the page."""
 
+from collections.abc import Callable
 import functools
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -81,7 +83,7 @@ def run(
           problem.sizes,
           problem.line(),
           **_scores_of(metrics, place),
-          **_losses_of(metrics, name),
+          **losses_of(metrics, name),
         )
         for place, (name, variant, problem) in enumerate(
           zip(names, variants, problems, strict=True)
@@ -101,7 +103,10 @@ def train(
   config: configs.Config,
   problems: problems_lib.Problems,
   stages: stages_lib.Stages,
-) -> transformer.Params:
+  *,
+  loss: training.LossFn | None = None,
+  variables: Callable[[transformer.Params], training.Variables] | None = None,
+) -> Any:
   """Trains all seeds of a variant, or restores them.
 
   Seeds begin with the same numbers in every variant, so that rows are paired.
@@ -111,9 +116,11 @@ def train(
     config: The variant.
     problems: Its task.
     stages: Where it trains, and what an earlier run left.
+    loss: As in `training.train`; that of the problems by default.
+    variables: From parameters to what the loss changes besides, if it does.
 
   Returns:
-    The parameters, with a leading axis of seeds.
+    The parameters, with a leading axis of seeds; and the variables, if any.
   """
   root = jax.random.fold_in(jax.random.key(config.seed), 1)
   keys = jax.random.split(root, config.seeds)
@@ -122,9 +129,11 @@ def train(
 
   @jax.jit
   def begin(params, keys):
-    return jax.vmap(
-      lambda p, key: training.start(p, optimizer, jax.random.fold_in(key, 1))
-    )(params, keys)
+    def one(params, key):
+      more = None if variables is None else variables(params)
+      return training.start(params, optimizer, jax.random.fold_in(key, 1), more)
+
+    return jax.vmap(one)(params, keys)
 
   @jax.jit
   def examples(keys):
@@ -138,7 +147,7 @@ def train(
       return training.train(
         state,
         steps,
-        loss_fn=problems.loss,
+        loss_fn=loss or problems.loss,
         draw=lambda key: problems.draw(key, examples),
         optimizer=optimizer,
       )
@@ -223,7 +232,10 @@ def _scores_of(metrics, place):
   }
 
 
-def _losses_of(metrics, stage):
+def losses_of(
+  metrics: metrics_lib.JsonlWriter, stage: str
+) -> dict[str, np.ndarray]:
+  """Reads `steps`, `i64[times]`, and `losses`, `f64[seeds, times]`."""
   records = metrics.records(stage)
   return {
     'steps': np.asarray([each['step'] for each in records]),

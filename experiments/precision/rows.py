@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import fnmatch
 import re
 from typing import NamedTuple
 
-from experiments.runtime import errors
+from experiments.runtime import config as config_lib
 import numerics
 
 # Products of attention alone: of queries and keys, of weights and values.
@@ -198,24 +197,11 @@ def named(patterns: Sequence[str]) -> list[Row]:
   """The rows that patterns name, float32 first; all if there are none.
 
   Raises:
-    KeyError: If a pattern matches no row.
+    ValueError: If a pattern matches no row.
 
   Examples:
     >>> [row.key for row in named(['lmul/all *'])]
     ['all/float32', 'lmul/all 2', 'lmul/all 3', 'lmul/all 4', 'lmul/all 7']
-    >>> named(['products/bfloat61'])
-    Traceback (most recent call last):
-    ...
-    KeyError: "no row 'products/bfloat61'; did you mean 'products/bfloat16'?"
   """
-  keys = [row.key for row in ROWS]
-  for pattern in patterns:
-    if not fnmatch.filter(keys, pattern):
-      raise KeyError(f'no row {pattern!r}; {errors.suggest(pattern, keys)}')
-  return [
-    row
-    for row in ROWS
-    if not patterns
-    or row.key == BASELINE
-    or any(fnmatch.fnmatchcase(row.key, each) for each in patterns)
-  ]
+  rows = {row.key: row for row in ROWS}
+  return config_lib.matching('row', rows, patterns, BASELINE)

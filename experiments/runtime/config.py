@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import fnmatch
 import json
 import math
 import types
@@ -51,6 +52,43 @@ def choose(kind: str, name: str, options: Mapping[str, T]) -> T:
       f'no {kind} {name!r}; {errors.suggest(name, options)}'
     )
   return options[name]
+
+
+def matching(
+  kind: str, options: Mapping[str, T], patterns: Sequence[str], always: str
+) -> list[T]:
+  """Picks what patterns name, in the order of the options.
+
+  Args:
+    kind: What is picked, for the message: `'row'`, of the setting `rows`.
+    options: What exists.
+    patterns: Names, with `*` for anything; all are picked if there are none.
+    always: What is picked whatever they say.
+
+  Raises:
+    ValueError: If a pattern matches nothing.
+
+  Examples:
+    >>> rows = {'plain': 0, 'fp8/a': 1, 'fp8/b': 2, 'fp4': 3}
+    >>> matching('row', rows, ['fp8/*'], 'plain')
+    [0, 1, 2]
+    >>> matching('row', rows, ['fp5'], 'plain')
+    Traceback (most recent call last):
+    ...
+    ValueError: rows: no row 'fp5'; did you mean 'fp4'?
+  """
+  for pattern in patterns:
+    if not fnmatch.filter(options, pattern):
+      raise ValueError(
+        f'{kind}s: no {kind} {pattern!r}; {errors.suggest(pattern, options)}'
+      )
+  return [
+    option
+    for name, option in options.items()
+    if not patterns
+    or name == always
+    or any(fnmatch.fnmatchcase(name, each) for each in patterns)
+  ]
 
 
 def overlay(config: C, assignments: Iterable[str]) -> C:

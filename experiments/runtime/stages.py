@@ -69,20 +69,22 @@ class Stages:
       shape: How members are listed in the metrics, their number in all.
 
     Returns:
-      The members' parameters at the end.
+      The members' parameters at the end; with their variables, if they have
+      some.
     """
     unfinished = self._directory / 'checkpoints' / stage
     finished = self._directory / 'models' / stage
+    variables = jax.eval_shape(begin, params).variables
     with checkpoints.Checkpoints(finished, keep=1) as models:
       if models.latest() is None:
         with checkpoints.Checkpoints(unfinished, keep=1) as saved:
           state = begin(params)
           state = self._continue(stage, state, steps, train, shape, saved)
-        models.save(steps, state.params)
+        models.save(steps, _learned(state.params, state.variables))
       else:
         self._progress.begin(stage, 1.0)
       shutil.rmtree(unfinished, ignore_errors=True)
-      return models.restore(params).tree
+      return models.restore(_learned(params, variables)).tree
 
   def _continue(
     self,
@@ -109,3 +111,8 @@ class Stages:
         saved.save(done, state)
       self._progress.update(done / steps, f'loss {float(jnp.mean(loss)):.3f}')
     return state
+
+
+def _learned(params: Params, variables: training.Variables) -> Any:
+  """What is kept at the end."""
+  return params if variables is None else (params, variables)

@@ -245,3 +245,32 @@ def test_turns_are_right_by_themselves():
   logits = jax.nn.one_hot(said[:, 1:], 8)
   right = evaluation.right_turns(logits, batch, 3)
   assert right.tolist() == [[False, True, True], [True, True, False]]
+
+
+def test_a_loss_may_change_variables_besides():
+  """A running mean of the data, which has no gradient."""
+  data = jnp.float32([3.0, 5.0, 1.0])
+
+  def run(variables, loss_fn):
+    state = training.start(
+      jnp.float32(0), optax.sgd(0.5), jax.random.key(0), variables
+    )
+    return training.train(
+      state,
+      3,
+      loss_fn=loss_fn,
+      draw=lambda key: data,
+      optimizer=optax.sgd(0.5),
+    )
+
+  def loss(w, x):
+    return jnp.mean((w - x) ** 2)
+
+  plain, losses = run(None, loss)
+  assert plain.variables is None
+  state, same = run(
+    jnp.float32(8), lambda w, x, mean: (loss(w, x), (mean + x.mean()) / 2)
+  )
+  np.testing.assert_array_equal(same, losses)
+  assert float(state.params) == float(plain.params)
+  assert float(state.variables) == 3 + 5 / 8
