@@ -1,8 +1,10 @@
 """Exact tasks and small transformers that learn them."""
 
+from arithmetic import auxiliary as auxiliary
 from arithmetic import constructions as constructions
 from arithmetic import decoding as decoding
 from arithmetic import evaluation as evaluation
+from arithmetic import interpret as interpret
 from arithmetic import layouts as layouts
 from arithmetic import lines as lines
 from arithmetic import metrics as metrics

@@ -16,6 +16,9 @@ from arithmetic.config import Config
 # Keys and values of a block, [batch, length, heads, head_width] each.
 KeysValues = tuple[jax.Array, jax.Array]
 
+# The collection of what blocks compute, filled only for who asks for it.
+WATCHED = 'watched'
+
 
 class View(NamedTuple):
   """What tokens see of a line, besides its activations.
@@ -131,6 +134,7 @@ class Attention(nn.Module):
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     weights = _dropout(weights, config, train=view.train)
     mixed = jnp.einsum('bhij,bjhd->bihd', weights, value)
+    self.sow(WATCHED, 'heads', mixed)
     output = _dense(config.width, config, 'output', scale=_branch(config))
     return output(mixed.reshape(x.shape)), cache
 
@@ -161,7 +165,9 @@ class Block(nn.Module):
         unit = jax.nn.silu if activation == 'swiglu' else jax.nn.gelu
         hidden = unit(gate) * hidden
     y = _dense(config.width, config, 'down', scale=_branch(config))(hidden)
-    return _leave(x, y, config, view, 'perceptron'), cache
+    x = _leave(x, y, config, view, 'perceptron')
+    self.sow(WATCHED, 'stream', x)
+    return x, cache
 
 
 class Decoder(nn.Module):

@@ -55,7 +55,7 @@ def train(
   num_steps: int,
   *,
   loss_fn: LossFn,
-  draw: Callable[[jax.Array], Any],
+  draw: Callable[[jax.Array, jax.Array], Any],
   optimizer: optax.GradientTransformation,
 ) -> tuple[State, jax.Array]:
   """Runs optimiser steps in one `lax.scan`.
@@ -65,7 +65,8 @@ def train(
     num_steps: How many steps to add.
     loss_fn: From parameters and a batch to a scalar; if the state has
       variables, from parameters, a batch and them to a scalar and new ones.
-    draw: From a key to a batch, on the device.
+    draw: From a key and the number of the step, from 0, to a batch, on the
+      device.
     optimizer: Any optax optimiser.
 
   Returns:
@@ -80,7 +81,7 @@ def train(
     >>> run = functools.partial(
     ...   train,
     ...   loss_fn=lambda w, x: jnp.mean((w - x) ** 2),
-    ...   draw=lambda key: jax.random.normal(key, (8,)),
+    ...   draw=lambda key, step: jax.random.normal(key, (8,)),
     ...   optimizer=optimizer,
     ... )
     >>> first = start(jnp.float32(3), optimizer, jax.random.key(0))
@@ -91,7 +92,8 @@ def train(
   """
 
   def step(state: State, _) -> tuple[State, jax.Array]:
-    batch = draw(jax.random.fold_in(state.key, state.step))
+    key = jax.random.fold_in(state.key, state.step)
+    batch = draw(key, state.step)
     variables = state.variables
     if variables is None:
       loss, gradient = jax.value_and_grad(loss_fn)(state.params, batch)

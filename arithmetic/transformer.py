@@ -2,6 +2,7 @@
 
 import functools
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from arithmetic import positions as position_schemes
 from arithmetic.blocks import Decoder
 from arithmetic.blocks import KeysValues
 from arithmetic.blocks import View
+from arithmetic.blocks import WATCHED
 from arithmetic.config import Activation as Activation
 from arithmetic.config import Config as Config
 from arithmetic.config import Dtype as Dtype
@@ -18,6 +20,21 @@ from arithmetic.config import NormPlace as NormPlace
 from arithmetic.config import Shape as Shape
 
 Params = dict[str, Any]
+
+
+class Features(NamedTuple):
+  """What a decoder computes on its way, in the order of loops and layers.
+
+  Attributes:
+    heads: What each head has gathered, before the output matrix of its
+      attention, [loops, layers, batch, length, heads, head_width].
+    stream: The residual stream behind each block, [loops, layers, batch,
+      length, width].
+  """
+
+  heads: jax.Array
+  stream: jax.Array
+
 
 # Of every layer, keys and values [loops, batch, length, heads, head_width].
 Cache = tuple[KeysValues, ...]
@@ -103,17 +120,55 @@ def apply(
     >>> apply(params, jnp.zeros((3, 5), jnp.int32), config=config).shape
     (3, 5, 16)
   """
-  _check_length(tokens, config)
-  batch, length = tokens.shape
-  place_key, drop_key = (None, None) if key is None else jax.random.split(key)
-  if places is None:
-    places = ids_of(tokens, config, key=place_key)
-  causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
-  view = View(batch, places.attention, places.attention, causal)
-  logits, _ = _run(
-    params, tokens, places.vectors, view, config, loops, drop_key
-  )
+  logits, _ = _whole(params, tokens, config, key, places, loops)
   return logits
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'loops'), inline=True)
+def watch(
+  params: Params,
+  tokens: jax.Array,
+  *,
+  config: Config,
+  key: jax.Array | None = None,
+  places: position_schemes.Places | None = None,
+  loops: int | None = None,
+) -> tuple[jax.Array, Features]:
+  """The logits of `apply`, and what was computed on the way.
+
+  Args:
+    params: From `init`.
+    tokens: i32[batch, length], length at most `config.max_length`.
+    config: The decoder's shape.
+    key: For training: draws positions, where they are random, and what is
+      dropped.
+    places: Position ids to take instead of those of `config.positions`.
+    loops: How often to go through the blocks, if not `config.loops` times.
+
+  Returns:
+    Logits f32[batch, length, vocabulary], and features.
+
+  Raises:
+    ValueError: If the lines are longer than `config.max_length`.
+
+  Examples:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> config = Config(vocabulary_size=16, max_length=8, width=32)
+    >>> params = init(jax.random.key(0), config)
+    >>> line = jnp.zeros((3, 5), jnp.int32)
+    >>> _, features = watch(params, line, config=config)
+    >>> features.heads.shape, features.stream.shape
+    ((1, 2, 3, 5, 4, 8), (1, 2, 3, 5, 32))
+  """
+  logits, watched = _whole(
+    params, tokens, config, key, places, loops, watch=True
+  )
+  blocks = [watched[f'blocks_{i}'] for i in range(config.layers)]
+  heads = jnp.stack([x['attention']['heads'][0] for x in blocks], axis=1)
+  stream = jnp.stack([x['stream'][0] for x in blocks], axis=1)
+  shape = (*stream.shape[:2], *tokens.shape, config.width)
+  return logits, Features(heads, stream.reshape(shape))
 
 
 def empty_cache(
@@ -205,6 +260,30 @@ def extend(
   return logits, new or ()
 
 
+def _whole(
+  params: Params,
+  tokens: jax.Array,
+  config: Config,
+  key: jax.Array | None,
+  places: position_schemes.Places | None,
+  loops: int | None,
+  *,
+  watch: bool = False,
+) -> tuple[jax.Array, Any]:
+  """Logits of whole lines, and what is watched."""
+  _check_length(tokens, config)
+  batch, length = tokens.shape
+  place_key, drop_key = (None, None) if key is None else jax.random.split(key)
+  if places is None:
+    places = ids_of(tokens, config, key=place_key)
+  causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
+  view = View(batch, places.attention, places.attention, causal)
+  vectors = places.vectors
+  return _run(
+    params, tokens, vectors, view, config, loops, drop_key, watch=watch
+  )
+
+
 def _run(
   params: Params,
   tokens: jax.Array,
@@ -214,8 +293,14 @@ def _run(
   loops: int | None,
   key: jax.Array | None,
   cache: Cache | None = None,
-) -> tuple[jax.Array, Cache | None]:
-  """Embeds, goes through the blocks again and again, and unembeds."""
+  *,
+  watch: bool = False,
+) -> tuple[jax.Array, Any]:
+  """Embeds, goes through the blocks again and again, and unembeds.
+
+  Returns:
+    Logits, and of every loop the caches, or what is watched.
+  """
   decoder: Any = functools.partial(Decoder(config).apply, {'params': params})
   train = key is not None
 
@@ -229,14 +314,18 @@ def _run(
   def once(x: jax.Array, item: Any) -> tuple[jax.Array, Any]:
     count, cache = item
     x = x + embedded if config.inject else x
-    return decoder(x, view, cache, rngs=drop(count), method='loop')
+    once_more = functools.partial(
+      decoder, x, view, cache, rngs=drop(count), method='loop'
+    )
+    if not watch:
+      return once_more()
+    (x, _), watched = once_more(mutable=[WATCHED])
+    return x, watched[WATCHED]
 
   x = jnp.zeros_like(embedded) if config.inject else embedded
   loops = loops or config.loops
   if loops > 1:
     x, cache = jax.lax.scan(once, x, (jnp.arange(1, loops + 1), cache))
-  elif cache is None:
-    x, _ = once(x, (1, None))
   else:
     x, cache = once(x, (1, jax.tree.map(lambda leaf: leaf[0], cache)))
     cache = jax.tree.map(lambda leaf: leaf[None], cache)

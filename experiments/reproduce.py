@@ -48,6 +48,10 @@ TABLES = {
     'laboratory',
     'Sums over many turns, and after errors [Sinha et al., 2025].',
   ),
+  'multiplication_auxiliary': (
+    'laboratory',
+    'Long multiplication, and what makes it learned [Bai et al., 2025].',
+  ),
   'nupa': (
     'laboratory',
     'Simple tasks on numbers: tokens and positions [Yang et al., 2024].',

@@ -42,7 +42,9 @@ from arithmetic.tasks.numbers import multiplication as multiplication
 from arithmetic.tasks.numbers import (
   multiplication_modulo_97 as multiplication_modulo_97,
 )
+from arithmetic.tasks.numbers import product_columns as product_columns
 from arithmetic.tasks.numbers import remainder as remainder
+from arithmetic.tasks.numbers import running_columns as running_columns
 from arithmetic.tasks.numbers import signed_subtraction as signed_subtraction
 from arithmetic.tasks.numbers import square_root as square_root
 from arithmetic.tasks.numbers import (

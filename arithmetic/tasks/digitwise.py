@@ -25,14 +25,26 @@ def carry(values: jax.Array) -> jax.Array:
   Returns:
     Digits between 0 and 9; a carry out of the last column is dropped.
   """
+  return totals(values) % 10
+
+
+def totals(values: jax.Array) -> jax.Array:
+  """What columns add up to, each with the carry into it.
+
+  Args:
+    values: Column values, i32[..., width], as `carry` takes them.
+
+  Returns:
+    i32[..., width]; the last digit of each is the digit of its column.
+  """
 
   def step(carried, value):
     total = carried + value
-    return total // 10, total % 10
+    return total // 10, total
 
   columns = jnp.moveaxis(values, -1, 0)
-  _, digits = jax.lax.scan(step, jnp.zeros_like(columns[0]), columns)
-  return jnp.moveaxis(digits, 0, -1)
+  _, sums = jax.lax.scan(step, jnp.zeros_like(columns[0]), columns)
+  return jnp.moveaxis(sums, 0, -1)
 
 
 def strip(values: jax.Array) -> Digits:

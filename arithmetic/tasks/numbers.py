@@ -70,14 +70,58 @@ def _subtract_modular(operands: Operands) -> Digits:
   return digitwise.strip(difference.masked().values)
 
 
-def _multiply(operands: Operands) -> Digits:
+def product_columns(operands: Operands) -> jax.Array:
+  """The products of digits in each column of a long multiplication.
+
+  Args:
+    operands: Two numbers of shape [batch].
+
+  Returns:
+    i32[batch, width], the sum of `a_i b_j` for each `i + j`.
+
+  Examples:
+    >>> from arithmetic import tasks
+    >>> pair = tasks.from_strings(['99']), tasks.from_strings(['81'])
+    >>> product_columns(pair).tolist()
+    [[9, 81, 72, 0]]
+  """
   a, b = operands
   width = a.values.shape[-1] + b.values.shape[-1]
   columns = jnp.zeros((*a.length.shape, width), jnp.int32)
   for i in range(b.values.shape[-1]):
     partial = a.values * b.values[..., i, None]
     columns = columns.at[..., i : i + a.values.shape[-1]].add(partial)
-  return digitwise.strip(digitwise.carry(columns))
+  return columns
+
+
+def running_columns(operands: Operands) -> jax.Array:
+  """The same with the carry from the column before: `ĉ_k`.
+
+  `ĉ_k` is the sum of `a_i b_j` for `i + j = k`, and of `⌊ĉ_(k-1) / 10⌋`; its
+  last digit is the digit of the product.
+
+  Args:
+    operands: Two numbers of shape [batch].
+
+  Returns:
+    i32[batch, width].
+
+  Examples:
+    >>> from arithmetic import tasks
+    >>> pair = tasks.from_strings(['99']), tasks.from_strings(['81'])
+    >>> running_columns(pair).tolist()  # 99 * 81 = 8019
+    [[9, 81, 80, 8]]
+
+  References:
+    Bai et al., Why Can't Transformers Learn Multiplication?
+    Reverse-Engineering Reveals Long-Range Dependency Pitfalls, 2025,
+    arXiv:2510.00184.
+  """
+  return digitwise.totals(product_columns(operands))
+
+
+def _multiply(operands: Operands) -> Digits:
+  return digitwise.strip(digitwise.carry(product_columns(operands)))
 
 
 def _quotient(operands: Operands) -> Digits:

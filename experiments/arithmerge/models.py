@@ -158,7 +158,7 @@ class Trainer:
           state,
           steps,
           loss_fn=loss,
-          draw=lambda key: jax.lax.switch(which, draws, key),
+          draw=lambda key, _: jax.lax.switch(which, draws, key),
           optimizer=optimizer,
         )
 

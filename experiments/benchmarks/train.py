@@ -132,7 +132,7 @@ def _train(
   """The steps of one turn, of one model."""
   config = config_of(case)
 
-  def draw(key):
+  def draw(key, _):
     starts = jax.random.randint(
       key, (case.batch, 1), 0, len(stream) - case.length
     )

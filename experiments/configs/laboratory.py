@@ -14,6 +14,7 @@ from typing import Literal
 from typing import NamedTuple
 from typing import Self
 
+from arithmetic import auxiliary as auxiliary_lib
 from arithmetic import layouts
 from arithmetic import tokenizers
 from arithmetic import transformer
@@ -23,8 +24,8 @@ from experiments.runtime import errors
 
 # What rows of one table share, as they are scored and drawn together.
 _OF_THE_RUN = (
-  *('vary', 'study', 'levels', 'test_size', 'grid', 'histories', 'seeds'),
-  *('seed', 'population', 'checkpoint_steps'),
+  *('vary', 'study', 'levels', 'test_size', 'grid', 'histories', 'inspect'),
+  *('seeds', 'seed', 'population', 'checkpoint_steps'),
 )
 
 
@@ -43,6 +44,12 @@ class Training:
     level_weights: How often problems of level 1, 2, ... are drawn.
     mixed: Whether every operand draws a level of its own, so that numbers of
       different lengths meet.
+    auxiliary: What some heads have to hold besides, for products: what each
+      column adds up to with the carry into it.
+    removal: Of a layout with work, how many characters of it are left out more,
+      from the first on, after every `removal_steps`, until none is left.
+    removal_steps: See there.
+    removal_start: When the first are left out.
     errors: Of a layout with turns, the share of states that are shown wrong,
       and gone on from; they are not learned, but what follows them is.
   """
@@ -55,11 +62,16 @@ class Training:
   examples: int = 0
   level_weights: tuple[float, ...] = (1, 1, 1)
   mixed: bool = False
+  auxiliary: auxiliary_lib.Regression = auxiliary_lib.Regression()
+  removal: int = 0
+  removal_steps: int = 100
+  removal_start: int = 0
   errors: float = 0.0
 
   def __post_init__(self):
     checks.training(self)
     checks.at_least(self, weight_decay=0, examples=0, errors=0)
+    checks.at_least(self, removal=0, removal_steps=1, removal_start=0)
     if self.errors >= 1:
       raise ValueError(f'errors is a share below 1, got {self.errors}')
 
@@ -89,6 +101,8 @@ class Config:
       on up to 100 problems each: a heat map for each row; none if empty.
     histories: Of a layout with turns, shares of states that are wrong, besides
       none, in what a model reads before it is scored.
+    inspect: Whether tokens of answers are scored at every checkpoint, and
+      embeddings of digits fitted by waves.
     seeds: Independent repetitions: initial weights, and data.
     seed: What all randomness of the run begins with.
     population: Whether the seeds train in step (`vmap`) or in turn (`map`).
@@ -102,6 +116,7 @@ class Config:
     'dissecting_multiplication',
     'length_generalization',
     'long_horizon',
+    'multiplication_auxiliary',
     'nupa',
     'positional_description',
     'teaching_arithmetic',
@@ -117,6 +132,7 @@ class Config:
   test_size: int = 500
   grid: tuple[int, ...] = ()
   histories: tuple[float, ...] = ()
+  inspect: bool = False
   seeds: int = 3
   seed: int = 0
   population: Literal['vmap', 'map'] = 'map'
@@ -138,6 +154,14 @@ class Config:
         raise ValueError(f'{name} rise, from 1 on: {sizes}')
     if not all(0 < share < 1 for share in self.histories):
       raise ValueError(f'histories are shares in (0, 1): {self.histories}')
+    if self.training.removal and not self.layout.scratchpad:
+      raise ValueError('training.removal needs a layout with a scratchpad')
+    products = self.task in ('multiplication', 'long_multiplication')
+    if self.training.auxiliary.weight and not products:
+      raise ValueError(
+        'training.auxiliary is for multiplication and long_multiplication, got'
+        f' {self.task}'
+      )
     if (self.histories or self.training.errors) and not self.layout.turns:
       raise ValueError('histories with errors need a layout with turns')
 

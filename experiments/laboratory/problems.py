@@ -9,6 +9,7 @@ import numpy as np
 
 from arithmetic import decoding
 from arithmetic import evaluation
+from arithmetic import interpret
 from arithmetic import layouts
 from arithmetic import pieces
 from arithmetic import positions
@@ -22,6 +23,8 @@ from experiments.runtime import problems as problems_lib
 
 Operands = tuple[task_lib.Digits, ...]
 
+AUXILIARY = 'auxiliary'  # Its kernel, beside the decoder's parameters.
+
 _OF_A_PAIR = 100  # Problems of a pair of lengths, at most.
 
 
@@ -30,11 +33,13 @@ class Lines(NamedTuple):
 
   Attributes:
     batch: The lines.
+    operands: What they are about.
     trained: Which of them are for training, `bool[batch]`.
     key: What the model draws from.
   """
 
   batch: layouts.Batch
+  operands: Operands
   trained: jax.Array
   key: jax.Array
 
@@ -74,6 +79,8 @@ class Scores(NamedTuple):
     turns: Share of turns that are right, by what was said before: the truth,
       or with each share of errors, `f32[histories, turns]`.
     own: The same after what the model said itself, `f32[turns]`.
+    waves: How much of the embeddings of digits is waves of the frequencies 0,
+      1, 2 and 5, the median over features of R².
   """
 
   exact: jax.Array
@@ -83,6 +90,7 @@ class Scores(NamedTuple):
   whole: jax.Array
   turns: jax.Array
   own: jax.Array
+  waves: jax.Array
 
 
 class Problems:
@@ -114,6 +122,9 @@ class Problems:
       self.model = self._model()
     except ValueError as error:
       raise errors.UsageError(str(error)) from error
+    # Lines to train on are no longer than they have to be.
+    longest = len(config.training.level_weights)
+    self._trained_level = config.level if config.layout.pad else longest
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     levels = [self._held_out(level, key) for level in config.levels]
     self.sizes = tuple(len(each[0].length) for each in levels)
@@ -127,7 +138,10 @@ class Problems:
   def cost(self) -> float:
     """What training takes, in some unit, for the time that is left."""
     settings, model = self._config.training, self.model
-    tokens = settings.steps * settings.batch_size * self._length
+    length = self._config.layout.length(
+      self._task, self._trained_level, self._tokenizer
+    )
+    tokens = settings.steps * settings.batch_size * length
     return float(tokens * model.layers * model.width**2)
 
   def examples(self, key: jax.Array) -> Operands | None:
@@ -143,8 +157,10 @@ class Problems:
     order = jnp.argsort(~task_lib.split_of(drawn, 'train'), stable=True)[:count]
     return jax.tree.map(lambda x: x[order], drawn)
 
-  def draw(self, key: jax.Array, examples: Operands | None) -> Lines:
-    """Draws a batch."""
+  def draw(
+    self, key: jax.Array, examples: Operands | None, step: jax.Array | int = 0
+  ) -> Lines:
+    """Draws the batch of a step."""
     problem_key, line_key, model_key = jax.random.split(key, 3)
     count = self._config.training.batch_size
     if examples is None:
@@ -154,17 +170,62 @@ class Problems:
       chosen = jax.random.randint(problem_key, (count,), 0, total)
       operands = jax.tree.map(lambda x: x[chosen], examples)
     return Lines(
-      self._learned(operands, line_key),
+      self._learned(operands, line_key, step),
+      operands,
       task_lib.split_of(operands, 'train'),
       model_key,
     )
 
   def loss(self, params: transformer.Params, lines: Lines) -> jax.Array:
-    """Cross-entropy of what follows the prompts, in nats a token."""
-    logits = transformer.apply(
-      params, lines.batch.tokens[:, :-1], config=self.model, key=lines.key
+    """Cross-entropy of what follows the prompts, in nats a token.
+
+    What heads have to hold besides is added to it, if there is something.
+    """
+    auxiliary = self._config.training.auxiliary
+    tokens = lines.batch.tokens[:, :-1]
+    if not auxiliary.weight:
+      logits = transformer.apply(
+        params, tokens, config=self.model, key=lines.key
+      )
+      return evaluation.answer_loss(logits, lines.batch, lines.trained)
+    logits, features = transformer.watch(
+      params, tokens, config=self.model, key=lines.key
     )
-    return evaluation.answer_loss(logits, lines.batch, lines.trained)
+    return evaluation.answer_loss(
+      logits, lines.batch, lines.trained
+    ) + auxiliary.loss(
+      params[AUXILIARY],
+      features,
+      lines.batch,
+      task_lib.running_columns(lines.operands),
+      lines.trained,
+    )
+
+  def with_auxiliary(self, params: transformer.Params) -> transformer.Params:
+    """A decoder's parameters, with those of what its heads have to hold."""
+    auxiliary = self._config.training.auxiliary
+    if not auxiliary.weight:
+      return params
+    return params | {AUXILIARY: auxiliary.init(self.model)}
+
+  def inspect(
+    self, params: transformer.Params, scored: Scored
+  ) -> dict[str, jax.Array]:
+    """What a checkpoint knows.
+
+    Args:
+      params: The decoder's.
+      scored: The problems, of which those of the largest level are taken.
+
+    Returns:
+      Shares of right tokens by their place in final answers, f32[places].
+    """
+    batch = jax.tree.map(lambda x: x[-1], scored.test)
+    final = _final(batch) & scored.counted[-1, :, None]
+    places, _ = evaluation.accuracy_by_emission(
+      self.logits(params, batch.tokens), batch._replace(answer=final)
+    )
+    return {'test/places': places[: self._places]}
 
   def logits(self, params: transformer.Params, tokens: jax.Array) -> jax.Array:
     """Logits of what follows each token.
@@ -202,8 +263,16 @@ class Problems:
     whole, by_turn = self._turn_scores(params, scored)
     return Scores(
       *(exact, tokens, places[-1, : self._places], grid),
-      *(whole, by_turn, jnp.zeros_like(whole)),
+      *(whole, by_turn, jnp.zeros_like(whole), self._waves(params)),
     )
+
+  def _waves(self, params: transformer.Params) -> jax.Array:
+    if not self._config.inspect:
+      return jnp.zeros(())
+    # The first tokens are those of digits, in every vocabulary.
+    digits = jnp.asarray(self._tokenizer.encode('0123456789'))
+    vectors = params['embedding']['embedding'][digits]
+    return jnp.median(interpret.fourier.explained(vectors))
 
   def _turn_scores(
     self, params: transformer.Params, scored: Scored
@@ -341,18 +410,34 @@ class Problems:
       independent=training.mixed,
     )
 
-  def _learned(self, operands, key):
+  def _removed(self, step):
+    """How many characters of the work are left out in a step; None if none."""
+    settings = self._config.training
+    if not settings.removal:
+      return None
+    late = jnp.asarray(step, jnp.int32) - settings.removal_start
+    times = jnp.maximum(late // settings.removal_steps + 1, 0)
+    return settings.removal * times
+
+  def _learned(self, operands, key, step):
     """Lines to train on."""
     share = self._config.training.errors
     if not share:
-      return self._write(operands, key)
+      return self._write(
+        operands,
+        key,
+        level=self._trained_level,
+        removed=self._removed(step),
+      )
     line_key, error_key = jax.random.split(key)
     return turns.learned(
       turns.stray(
         self._task,
         operands,
         share,
-        lambda states: self._write(operands, line_key, states),
+        lambda states: self._write(
+          operands, line_key, level=self._trained_level, answer=states
+        ),
         key=error_key,
       )
     )
@@ -373,14 +458,17 @@ class Problems:
     ]
     return jax.tree.map(lambda *xs: jnp.stack(xs), *each)
 
-  def _write(self, operands, key=None, answer=None):
+  def _write(
+    self, operands, key=None, *, level=None, answer=None, removed=None
+  ):
     return self._config.layout.write(
       self._task,
       operands,
       tokenizer=self._tokenizer,
-      level=self._config.level,
-      length=self._length,
+      level=self._config.level if level is None else level,
+      length=None if level else self._length,
       key=key,
+      removed=removed,
       answer=answer,
     )
 
@@ -419,7 +507,10 @@ class Problems:
   ) -> tuple[layouts.Batch, jax.Array]:
     """Problems of several kinds, filled up to one number, and which count."""
     sizes = np.array([len(operands[0].length) for operands in each])
-    lines = [self._write(_filled(operands, count)) for operands in each]
+    last = self._removed(self._config.training.steps - 1)
+    lines = [
+      self._write(_filled(operands, count), removed=last) for operands in each
+    ]
     counted = jnp.asarray(np.arange(count) < sizes[:, None])
     return jax.tree.map(lambda *xs: jnp.stack(xs), *lines), counted
 

@@ -16,6 +16,13 @@ from experiments.runtime import plots
 from experiments.runtime import report as report_lib
 from experiments.runtime import tables
 
+_INSPECTED = (
+  'Middle digits: of the final answers, all but the first and the last, given'
+  ' those before. Waves: how much of the embeddings of the ten digits is waves'
+  ' of 0, 1, 2 and 5 cycles, R² in percent, the median over features; of'
+  ' vectors at random it is a good half.'
+)
+
 _CURVES = 14  # In one figure; more cannot be told apart.
 
 
@@ -76,6 +83,9 @@ def build_table(
   if len(config.levels) > 1:
     columns.append(tables.Column(name='mean'))
   columns.append(tables.Column(name='tokens', label='right tokens'))
+  if config.inspect:
+    columns.append(tables.Column(name='middle', label='middle digits'))
+    columns.append(tables.Column(name='waves', label='waves, R²', best=None))
   if results.turns:
     columns += turn_figures.columns(results)
   if study.published is not None:
@@ -87,6 +97,7 @@ def build_table(
     notes=[
       *([study.published.source] if study.published else []),
       *([turn_figures.NOTE] if results.turns else []),
+      *([_INSPECTED] if config.inspect else []),
     ],
   )
   groups: dict[str, tables.Group] = {}
@@ -101,6 +112,8 @@ def build_table(
     if len(config.levels) > 1:
       cells['mean'] = row.exact.mean(axis=1)
     cells['tokens'] = row.tokens.mean(axis=1)
+    if config.inspect:
+      cells |= {'middle': row.middle, 'waves': row.waves}
     if results.turns:
       cells |= turn_figures.cells(results, row)
     if study.published is not None:
@@ -163,6 +176,8 @@ def draw_figures(
       ' the order of writing, in percent, given those before them; the last is'
       f' the end mark of the longest. Mean over {_seeds(config)}.',
     )
+  if config.inspect and few:
+    figures |= _draw_learning(results, longest)
   for row in rows if config.grid and few else ():
     lengths = [str(length) for length in config.grid]
     heatmap = plots.heatmap(
@@ -189,6 +204,50 @@ def draw_figures(
       'How they learned',
       plots.to_png(losses),
       f'Cross-entropy of the answers while training. {spread}',
+    )
+  return figures
+
+
+def _draw_learning(results, longest):
+  """When the tokens of answers are learned, for all rows and for each."""
+  config, rows = results.config, results.rows
+  names = [str(place + 1) for place in range(longest)]
+  first = np.stack([_padded(row.learned, longest) for row in rows])
+  figures = {}
+  if not np.isnan(first).all():
+    figures['learned.png'] = (
+      'When each token is learned',
+      plots.to_png(
+        plots.heatmap(
+          first,
+          [row.name for row in rows],
+          names,
+          label='steps',
+          scale=1,
+          limits=None,
+        )
+      ),
+      'Steps after which the tokens of answers are right in nine of ten'
+      f' problems of {results.sized(config.levels[-1])}, given those before'
+      f' them, in the order of writing; scored every {config.checkpoint_steps}'
+      ' steps. Mean over seeds; blank where one of them never got there.',
+    )
+  for row in rows:
+    curves = {
+      f'token {name}': (row.steps, 100 * row.learning[:, :, i])
+      for i, name in zip(range(row.learning.shape[2]), names, strict=False)
+    }
+    figures[f'learning-{row.variant.slug}.png'] = (
+      f'Token by token: {row.name}',
+      plots.to_png(
+        plots.curves(
+          curves, x_label='steps', y_label='right tokens, %', limits=(-2, 102)
+        )
+      ),
+      'Right tokens of the answers to problems of'
+      f' {results.sized(config.levels[-1])}, given those before them, in the'
+      ' order of writing; the last is the end mark. Mean and standard deviation'
+      f' over {_seeds(config)}.',
     )
   return figures
 

@@ -27,9 +27,13 @@ class Result(NamedTuple):
     turns: Share of right turns by the share of errors in what was said before,
       none first, `f64[seeds, histories, turns]`.
     own: The same after what the model said itself, `f64[seeds, turns]`.
+    waves: How much of the embeddings of digits is waves of the frequencies 0,
+      1, 2 and 5, the median over features of R², `f64[seeds]`.
     steps: When losses were taken, `i64[times]`.
     losses: The training loss, a mean since the time before,
       `f64[seeds, times]`.
+    learning: `places` at the same times, `f64[seeds, times, places]`; None if
+      checkpoints were not inspected.
   """
 
   variant: configs.Variant
@@ -42,13 +46,35 @@ class Result(NamedTuple):
   whole: np.ndarray
   turns: np.ndarray
   own: np.ndarray
+  waves: np.ndarray
   steps: np.ndarray
   losses: np.ndarray
+  learning: np.ndarray | None = None
 
   @property
   def name(self) -> str:
     """What the variant is called."""
     return self.variant.name
+
+  @property
+  def middle(self) -> np.ndarray:
+    """Right digits of final answers but the first and the last, `f64[seeds]`.
+
+    The end mark, the last of `places`, is no digit.
+    """
+    return self.places[:, 1:-2].mean(axis=1)
+
+  @property
+  def learned(self) -> np.ndarray:
+    """When tokens of final answers were first 90 % right, `f64[places]`.
+
+    In steps, the mean over seeds; NaN where a seed never got there.
+    """
+    if self.learning is None:
+      return np.full(self.places.shape[1], np.nan)
+    there = self.learning >= 0.9
+    first = self.steps[np.argmax(there, axis=1)].astype(np.float64)
+    return np.where(there.any(axis=1), first, np.nan).mean(axis=0)
 
   @property
   def horizon(self) -> np.ndarray:

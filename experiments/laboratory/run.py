@@ -84,6 +84,7 @@ def run(
           problem.line(),
           **_scores_of(metrics, place),
           **losses_of(metrics, name),
+          learning=_learning_of(metrics, name),
         )
         for place, (name, variant, problem) in enumerate(
           zip(names, variants, problems, strict=True)
@@ -148,19 +149,28 @@ def train(
         state,
         steps,
         loss_fn=loss or problems.loss,
-        draw=lambda key: problems.draw(key, examples),
+        draw=lambda key, step: problems.draw(key, examples, step),
         optimizer=optimizer,
       )
 
     return population.population(one, config.population)(examples, state)
 
+  @jax.jit
+  def inspect(params, scored):
+    return population.population(
+      lambda each: problems.inspect(each, scored), config.population
+    )(params)
+
   return stages.run(
     stage,
-    _initial(keys, problems.model),
+    jax.vmap(problems.with_auxiliary)(_initial(keys, problems.model)),
     settings.steps,
     begin=lambda params: begin(params, keys),
     train=functools.partial(train, examples(keys)),
     shape=(config.seeds,),
+    measure=functools.partial(inspect, scored=problems.scored)
+    if config.inspect
+    else None,
   )
 
 
@@ -241,3 +251,13 @@ def losses_of(
     'steps': np.asarray([each['step'] for each in records]),
     'losses': np.asarray([each['train/loss'] for each in records]).T,
   }
+
+
+def _learning_of(
+  metrics: metrics_lib.JsonlWriter, stage: str
+) -> np.ndarray | None:
+  """Reads shares of right tokens, `f64[seeds, times, places]`, if kept."""
+  found = [record.get('test/places') for record in metrics.records(stage)]
+  if None in found:
+    return None
+  return np.moveaxis(np.asarray(found), 0, 1)

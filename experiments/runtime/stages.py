@@ -1,6 +1,7 @@
 """Training a population to the end of a stage, whatever interrupts it."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 import shutil
 from typing import Any
@@ -18,6 +19,9 @@ Params = Any
 # From the states of all members and a number of steps to their states after
 # them, and losses f32[members, steps].
 Train = Callable[[training.State, int], tuple[training.State, jax.Array]]
+
+# From the parameters of all members to `split/metric` and its values.
+Measure = Callable[[Params], Mapping[str, Any]]
 
 
 class Stages:
@@ -57,6 +61,7 @@ class Stages:
     begin: Callable[[Params], training.State],
     train: Train,
     shape: tuple[int, ...],
+    measure: Measure | None = None,
   ) -> Params:
     """Trains a population, or restores it.
 
@@ -67,6 +72,7 @@ class Stages:
       begin: From those to states.
       train: Takes some steps; it is called at most `every` of them at a time.
       shape: How members are listed in the metrics, their number in all.
+      measure: What is recorded with every loss besides, if anything.
 
     Returns:
       The members' parameters at the end; with their variables, if they have
@@ -79,7 +85,9 @@ class Stages:
       if models.latest() is None:
         with checkpoints.Checkpoints(unfinished, keep=1) as saved:
           state = begin(params)
-          state = self._continue(stage, state, steps, train, shape, saved)
+          state = self._continue(
+            stage, state, steps, train, shape, saved, measure
+          )
         models.save(steps, _learned(state.params, state.variables))
       else:
         self._progress.begin(stage, 1.0)
@@ -94,6 +102,7 @@ class Stages:
     train: Train,
     shape: tuple[int, ...],
     saved: checkpoints.Checkpoints,
+    measure: Measure | None,
   ) -> training.State:
     """Trains from the latest checkpoint, if there is one, to the end."""
     done = 0
@@ -106,7 +115,8 @@ class Stages:
       state, losses = train(state, chunk)
       done += chunk
       loss = jnp.mean(losses, axis=1).reshape(shape)
-      self._metrics.write(stage, done, {'train/loss': loss})
+      found = measure(state.params) if measure else {}
+      self._metrics.write(stage, done, {'train/loss': loss, **found})
       if done < steps:
         saved.save(done, state)
       self._progress.update(done / steps, f'loss {float(jnp.mean(loss)):.3f}')

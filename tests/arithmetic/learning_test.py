@@ -40,13 +40,15 @@ CONFIG = transformer.Config(
 OPTIMIZER = optax.adam(5e-3)
 
 
-def draw(key, rows=64):
-  operands = TASK.sample(key, rows, level_weights=(0, 1))
+def draw(key, step):
+  del step
+  operands = TASK.sample(key, 64, level_weights=(0, 1))
   return LAYOUT.write(TASK, operands, tokenizer=TOKENIZER, level=2)
 
 
-def stored(key):
+def stored(key, step):
   """Some of a few stored lines: one draw, which compiles in no time."""
+  del step
   place = jax.random.randint(key, (8,), 0, 40)
   return jax.tree.map(lambda x: x[place], batch_of(40))
 
@@ -259,7 +261,7 @@ def test_a_loss_may_change_variables_besides():
       state,
       3,
       loss_fn=loss_fn,
-      draw=lambda key: data,
+      draw=lambda key, step: data,
       optimizer=optax.sgd(0.5),
     )
 

@@ -180,7 +180,7 @@ def results_of(**whole):
         (8,),
         '',
         *(one, one, one, np.ones((2, 0, 0))),
-        *(shares, turn, shares),
+        *(shares, turn, shares, np.ones(2)),
         *(np.array([1, 2]), np.ones((2, 2))),
       )
     )

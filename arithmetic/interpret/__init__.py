@@ -1,0 +1,3 @@
+"""What trained models have inside."""
+
+from arithmetic.interpret import fourier as fourier
