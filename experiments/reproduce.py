@@ -68,6 +68,10 @@ TABLES = {
     'quantized_training',
     'An arithmetic transformer trained in DFP-16, INT8 and MXFP4.',
   ),
+  'structural_recursion': (
+    'laboratory',
+    'A successor by recursion, and rare depths of it [Zhang et al., 2023].',
+  ),
   'teaching_arithmetic': (
     'laboratory',
     'Addition plain, reversed and with its steps [Lee et al., 2023].',

@@ -52,6 +52,12 @@ from arithmetic.tasks.numbers import (
 )
 from arithmetic.tasks.numbers import subtraction as subtraction
 from arithmetic.tasks.numbers import successor as successor
+from arithmetic.tasks.recursion import binary_successor as binary_successor
+from arithmetic.tasks.recursion import (
+  binary_successor_of as binary_successor_of,
+)
+from arithmetic.tasks.recursion import inorder_traversal as inorder_traversal
+from arithmetic.tasks.recursion import preorder_traversal as preorder_traversal
 from arithmetic.tasks.strings import carryless_addition as carryless_addition
 from arithmetic.tasks.strings import (
   carryless_subtraction as carryless_subtraction,

@@ -119,6 +119,7 @@ class Config:
     'multiplication_auxiliary',
     'nupa',
     'positional_description',
+    'structural_recursion',
     'teaching_arithmetic',
     'tokenization',
   ] = 'none'

@@ -139,6 +139,38 @@ def _products(results: Results) -> list[str]:
   return sentences
 
 
+def _recursions(results: Results) -> list[str]:
+  """What becomes of deep recursions that are seldom seen."""
+  plain = results.named('as they come')
+  every = results.named('every depth')
+  levels = results.config.levels
+  if plain is None or len(levels) < 2:
+    return studies.compare(results)
+  half = len(levels) // 2
+  shallow, deep = plain.exact[:, :half], plain.exact[:, half:]
+  sentences = [
+    f'{row.name}: right are {results_lib.percent(row.exact[:, 0])} of the'
+    f' problems of size {levels[0]} and'
+    f' {results_lib.percent(row.exact[:, -1])} of those of size {levels[-1]}.'
+    for row in results.rows
+  ]
+  sentences.append(
+    studies.verdict(
+      f'Learned as they come, sizes from {levels[half]} on are worse than'
+      ' smaller ones',
+      shallow.mean(axis=1) - deep.mean(axis=1),
+    )
+  )
+  if every is not None:
+    sentences.append(
+      studies.verdict(
+        'They are better where every depth is seen as often',
+        every.exact[:, half:].mean(axis=1) - deep.mean(axis=1),
+      )
+    )
+  return sentences
+
+
 def _between(turns: np.ndarray, last: int) -> str:
   """Says a number of turns; `or more` if no error was waited for."""
   least, most = (f'{turn:.1f}' for turn in (turns.min(), turns.max()))
@@ -165,6 +197,24 @@ STUDIES: Mapping[str, studies.Study] = {
       ' it, and its initial weights where shapes allow.'
     ),
     findings=studies.compare,
+  ),
+  'structural_recursion': studies.Study(
+    title='Structural recursion',
+    lead=(
+      'Zhang et al. (2023) let transformers learn functions that are defined by'
+      ' recursion on how their argument was made: the successor of a binary'
+      ' number, and visiting a tree. They find shortcuts that hold for what is'
+      ' frequent, and fail where the recursion goes deep, which is rare; seeing'
+      ' deep ones more often repairs it.'
+    ),
+    findings=_recursions,
+    reading=(
+      'Binary numbers are written with the least significant bit first, the'
+      ' constructor that was used last. The successor goes as deep as a number'
+      ' begins with ones; problems of size n begin with n - 1 of them. Random'
+      ' numbers, as they come, halve with every size. Of trees, the size is the'
+      ' number of nodes. The code of the paper is not known to us.'
+    ),
   ),
   'teaching_arithmetic': studies.Study(
     title='Teaching arithmetic to small transformers',

@@ -85,7 +85,23 @@ LITERAL = {
   'digit_sum': lambda a: sum(ord(d) - ord('0') for d in a),
   'counting': lambda a, b: len([d for d in a if d == b]),
   'parity': lambda a: len([d for d in a if d in '13579']) % 2,
+  'binary_successor': lambda a: bin(int(a, 2) - -1).removeprefix('0b'),
+  'inorder_traversal': lambda a: _reduced(a, '{1}{0}{2}'),
+  'preorder_traversal': lambda a: ''.join(d for d in a if d != '.'),
 }
+
+
+def _reduced(tree, order):
+  """Replaces nodes whose children are known by what they give, in brackets."""
+  tree = tree.replace('.', '[]')
+  while not re.fullmatch(r'\[\d*\]', tree):
+    tree = re.sub(
+      r'(\d)\[(\d*)\]\[(\d*)\]',
+      lambda m: f'[{order.format(*m.groups())}]',
+      tree,
+      count=1,
+    )
+  return tree[1:-1]
 
 
 def test_every_task_has_a_literal_answer():
@@ -94,7 +110,7 @@ def test_every_task_has_a_literal_answer():
 
 def test_names_and_symbols_are_unique():
   symbols = [task.symbol for task in tasks.ALL.values()]
-  assert len(set(symbols)) == len(symbols) == 34
+  assert len(set(symbols)) == len(symbols) == 37
   assert all(name == task.name for name, task in tasks.ALL.items())
 
 
@@ -308,3 +324,23 @@ def test_unknown_task_and_split():
   operands = (tasks.from_strings(['12']),)
   with pytest.raises(KeyError, match='train'):
     tasks.split_of(operands, 'dev')
+
+
+def test_chains_of_ones_are_as_long_as_the_level_says():
+  drawn = lines.problems(tasks.binary_successor, 400, (0, 0, 0, 1))
+  written = tasks.to_strings(drawn[0])
+  assert {len(x) for x in written} == {24}
+  assert all(x.startswith('1') and x.endswith('0111') for x in written)
+  assert 0.4 < np.mean([x[-5] == '1' for x in written]) < 0.6
+  full = tasks.from_strings(['111', '1'])
+  answers = tasks.binary_successor.compute((full,))
+  assert tasks.to_strings(answers) == ['1000', '10']
+
+
+def test_trees_of_a_size_are_equally_likely():
+  (drawn,) = tasks.inorder_traversal.sample(
+    jax.random.key(0), 2_000, level_weights=(0, 0, 1)
+  )
+  shapes = [re.sub(r'\d', 'n', x) for x in tasks.to_strings(drawn)]
+  assert len(set(shapes)) == 5  # The third Catalan number.
+  assert all(abs(shapes.count(x) - 400) < 90 for x in set(shapes))

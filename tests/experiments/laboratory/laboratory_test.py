@@ -439,6 +439,23 @@ def test_findings_of_products():
   assert 'reproduced (+10.0 ± 0.0 points, in 2 of 2' in said[3]
 
 
+def test_findings_of_recursions():
+  shares = {
+    'as they come': [[1.0, 0.9, 0.2, 0.0]] * 2,
+    'every depth': [[1.0, 0.8, 0.7, 0.7]] * 2,
+  }
+  results = results_of(
+    shares,
+    vary=('as they come: | every depth: layout.pad=true',),
+    levels=(1, 2, 3, 4),
+  )
+  said = papers.STUDIES['structural_recursion'].findings(results)
+  assert said[0].startswith('as they come: right are 100.0 ± 0.0 % of the')
+  assert 'sizes from 3 on are worse' in said[2]
+  assert 'reproduced (+85.0 ± 0.0 points, in 2 of 2' in said[2]
+  assert 'reproduced (+60.0 ± 0.0 points, in 2 of 2' in said[3]
+
+
 def test_two_axes_of_numbers_have_a_figure_each():
   axes = ('training.steps=4|8', 'training.batch_size=4|8')
   shares = {f'{a}, {b}': [[a / 10] * 3] * 2 for a in (4, 8) for b in (4, 8)}
