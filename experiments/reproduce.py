@@ -48,6 +48,10 @@ TABLES = {
     'laboratory',
     'Sums over many turns, and after errors [Sinha et al., 2025].',
   ),
+  'merge_precision': (
+    'merge_precision',
+    'What narrow formats do to a merge: storage, arithmetic, result.',
+  ),
   'multiplication_auxiliary': (
     'laboratory',
     'Long multiplication, and what makes it learned [Bai et al., 2025].',

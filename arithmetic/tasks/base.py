@@ -339,16 +339,31 @@ def _in_buckets(
 ) -> jax.Array:
   total = jnp.zeros(operands[0].length.shape, jnp.uint32)
   for operand in operands:
-    state = operand.length.astype(jnp.uint32) + 11
-    for i in range(operand.values.shape[-1]):
-      digit = operand.values[..., i].astype(jnp.uint32)
-      # Positions beyond the length leave the state alone, so that a problem
-      # keeps its split whatever the width of the array that carries it.
-      state = jnp.where(i < operand.length, _mix(state, digit), state)
+    state = _hashed(operand)
     total = total + jnp.where(operand.length > 0, state, np.uint32(0))
   state = _mix(total, total >> np.uint32(16))
   bucket = state % np.uint32(64)
   return (bucket >= low) & (bucket < high)
+
+
+def _hashed(operand: Digits) -> jax.Array:
+  """A hash of each string: u32[batch].
+
+  A loop, as what is written out would be computed anew for every token that is
+  masked by it, and takes LLVM forever where all lengths are one constant.
+  """
+
+  def step(state: jax.Array, column: tuple[jax.Array, jax.Array]) -> Any:
+    place, digit = column
+    # Positions beyond the length leave the state alone, so that a problem keeps
+    # its split whatever the width of the array that carries it.
+    inside = place < operand.length
+    return jnp.where(inside, _mix(state, digit), state), None
+
+  digits = jnp.moveaxis(operand.values, -1, 0).astype(jnp.uint32)
+  places = jnp.arange(len(digits), dtype=jnp.int32)
+  start = operand.length.astype(jnp.uint32) + 11
+  return jax.lax.scan(step, start, (places, digits))[0]
 
 
 def _mix(state: jax.Array, value: jax.Array) -> jax.Array:
