@@ -314,12 +314,10 @@ def _run(
   def once(x: jax.Array, item: Any) -> tuple[jax.Array, Any]:
     count, cache = item
     x = x + embedded if config.inject else x
-    once_more = functools.partial(
-      decoder, x, view, cache, rngs=drop(count), method='loop'
-    )
+    loop = functools.partial(decoder, rngs=drop(count), method='loop')
     if not watch:
-      return once_more()
-    (x, _), watched = once_more(mutable=[WATCHED])
+      return loop(x, view, cache)
+    (x, _), watched = loop(x, view, cache, mutable=[WATCHED])
     return x, watched[WATCHED]
 
   x = jnp.zeros_like(embedded) if config.inject else embedded

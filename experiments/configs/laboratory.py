@@ -157,14 +157,28 @@ class Config:
       raise ValueError(f'histories are shares in (0, 1): {self.histories}')
     if self.training.removal and not self.layout.scratchpad:
       raise ValueError('training.removal needs a layout with a scratchpad')
-    products = self.task in ('multiplication', 'long_multiplication')
-    if self.training.auxiliary.weight and not products:
+    if self.training.auxiliary.weight:
+      self._check_auxiliary()
+    if (self.histories or self.training.errors) and not self.layout.turns:
+      raise ValueError('histories with errors need a layout with turns')
+
+  def _check_auxiliary(self):
+    """A number of a column belongs to a token that is the column's digit."""
+    if self.task not in ('multiplication', 'long_multiplication'):
       raise ValueError(
         'training.auxiliary is for multiplication and long_multiplication, got'
         f' {self.task}'
       )
-    if (self.histories or self.training.errors) and not self.layout.turns:
-      raise ValueError('histories with errors need a layout with turns')
+    layout = self.layout
+    if (
+      (self.tokenizer, layout.answer_order) != ('digits', 'reversed')
+      or layout.hints
+      or layout.group
+    ):
+      raise ValueError(
+        'training.auxiliary needs tokenizer=digits,'
+        ' layout.answer_order=reversed, and neither hints nor groups'
+      )
 
   @property
   def level(self) -> int:

@@ -1,6 +1,7 @@
 """What one variant is trained on and scored on."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -220,11 +221,11 @@ class Problems:
     Returns:
       Shares of right tokens by their place in final answers, f32[places].
     """
-    batch = jax.tree.map(lambda x: x[-1], scored.test)
-    final = _final(batch) & scored.counted[-1, :, None]
-    places, _ = evaluation.accuracy_by_emission(
-      self.logits(params, batch.tokens), batch._replace(answer=final)
+    batch, counted = jax.tree.map(
+      lambda x: x[-1], (scored.test, scored.counted)
     )
+    logits = self.logits(params, batch.tokens)
+    places = _by_place(logits, batch, counted)
     return {'test/places': places[: self._places]}
 
   def logits(self, params: transformer.Params, tokens: jax.Array) -> jax.Array:
@@ -250,11 +251,11 @@ class Problems:
       exact = evaluation.exact_match(logits, batch)
       right = jnp.argmax(logits, axis=-1) == batch.tokens[:, 1:]
       answers = batch.answer[:, 1:] & counted[:, None]
-      final = _final(batch) & counted[:, None]
-      places, _ = evaluation.accuracy_by_emission(
-        logits, batch._replace(answer=final)
+      return (
+        _share(exact, counted),
+        _share(right, answers),
+        _by_place(logits, batch, counted),
       )
-      return _share(exact, counted), _share(right, answers), places
 
     exact, tokens, places = jax.lax.map(
       one_level, (scored.test, scored.counted)
@@ -269,9 +270,8 @@ class Problems:
   def _waves(self, params: transformer.Params) -> jax.Array:
     if not self._config.inspect:
       return jnp.zeros(())
-    # The first tokens are those of digits, in every vocabulary.
-    digits = jnp.asarray(self._tokenizer.encode('0123456789'))
-    vectors = params['embedding']['embedding'][digits]
+    digits = [self._tokenizer.vocabulary.index(x) for x in '0123456789']
+    vectors = params['embedding']['embedding'][jnp.asarray(digits)]
     return jnp.median(interpret.fourier.explained(vectors))
 
   def _turn_scores(
@@ -422,22 +422,16 @@ class Problems:
   def _learned(self, operands, key, step):
     """Lines to train on."""
     share = self._config.training.errors
+    write = functools.partial(self._write, operands, level=self._trained_level)
     if not share:
-      return self._write(
-        operands,
-        key,
-        level=self._trained_level,
-        removed=self._removed(step),
-      )
+      return write(key=key, removed=self._removed(step))
     line_key, error_key = jax.random.split(key)
     return turns.learned(
       turns.stray(
         self._task,
         operands,
         share,
-        lambda states: self._write(
-          operands, line_key, level=self._trained_level, answer=states
-        ),
+        lambda states: write(key=line_key, answer=states),
         key=error_key,
       )
     )
@@ -458,18 +452,14 @@ class Problems:
     ]
     return jax.tree.map(lambda *xs: jnp.stack(xs), *each)
 
-  def _write(
-    self, operands, key=None, *, level=None, answer=None, removed=None
-  ):
+  def _write(self, operands, *, level=None, **options):
+    """Lines as long as those of a level, the largest by default."""
     return self._config.layout.write(
       self._task,
       operands,
       tokenizer=self._tokenizer,
-      level=self._config.level if level is None else level,
-      length=None if level else self._length,
-      key=key,
-      removed=removed,
-      answer=answer,
+      level=level or self._config.level,
+      **options,
     )
 
   def _model(self) -> transformer.Config:
@@ -546,6 +536,17 @@ def _filled(operands: Operands, count: int) -> Operands:
 def _final(batch: layouts.Batch) -> jax.Array:
   """Which tokens are the final answer, without the work before it."""
   return batch.answer if batch.scored is None else batch.scored
+
+
+def _by_place(
+  logits: jax.Array, batch: layouts.Batch, counted: jax.Array
+) -> jax.Array:
+  """How often the first, second, ... token of final answers is right."""
+  final = _final(batch) & counted[:, None]
+  places, _ = evaluation.accuracy_by_emission(
+    logits, batch._replace(answer=final)
+  )
+  return places
 
 
 def _share(

@@ -93,6 +93,26 @@ def test_a_wrong_setting_is_refused(changes):
     dataclasses.replace(SMALL, **changes)
 
 
+@pytest.mark.parametrize(
+  ('settings', 'match'),
+  [
+    (('training.auxiliary.weight=1',), 'for multiplication and long_multi'),
+    (
+      (
+        *('training.auxiliary.weight=1', 'task=multiplication'),
+        'layout.answer_order=plain',
+      ),
+      'layout.answer_order=reversed',
+    ),
+    (('training.removal=2',), 'removal needs a layout with a scratchpad'),
+    (('training.errors=0.1',), 'need a layout with turns'),
+  ],
+)
+def test_settings_that_do_not_fit_together_are_refused(settings, match):
+  with pytest.raises(errors.UsageError, match=match):
+    config_lib.overlay(dataclasses.replace(SMALL, vary=()), settings)
+
+
 @pytest.fixture(scope='module')
 def small():
   """Problems of `SMALL`, and what draws them, compiled once."""
