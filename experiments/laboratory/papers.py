@@ -416,8 +416,8 @@ STUDIES: Mapping[str, studies.Study] = {
       ' bias from two heads of the last layer; its weight in the paper is not'
       ' known to us, nor is its code. Work is removed at even pace, and the'
       ' optimiser is not reset where it is; the paper draws how much is removed'
-      ' with some noise, and resets. Digits are given those before them, so'
-      ' that the answer as a whole is what a model writes itself.'
+      ' with some noise, and resets. Shares of digits are given the true digits'
+      ' before them; whole answers are what a model writes itself.'
     ),
     published=studies.Published(
       values={'direct': 0.01, 'auxiliary': 0.99, 'implicit': 1.0},

@@ -23,6 +23,11 @@ _INSPECTED = (
   ' vectors at random it is a good half.'
 )
 
+_WITHOUT_WORK = (
+  ' Answers are asked for without work all along, also while the model still'
+  ' learned with some.'
+)
+
 _CURVES = 14  # In one figure; more cannot be told apart.
 
 
@@ -203,9 +208,15 @@ def draw_figures(
     figures['losses.png'] = (
       'How they learned',
       plots.to_png(losses),
-      f'Cross-entropy of the answers while training. {spread}',
+      f'Cross-entropy of the answers while training{_besides(rows)}. {spread}',
     )
   return figures
+
+
+def _besides(rows):
+  """What a loss has besides, of rows that have something."""
+  names = [x.name for x in rows if x.variant.config.training.auxiliary.weight]
+  return f', with the auxiliary loss of {", ".join(names)}' if names else ''
 
 
 def _draw_learning(results, longest):
@@ -246,8 +257,9 @@ def _draw_learning(results, longest):
       ),
       'Right tokens of the answers to problems of'
       f' {results.sized(config.levels[-1])}, given those before them, in the'
-      ' order of writing; the last is the end mark. Mean and standard deviation'
-      f' over {_seeds(config)}.',
+      ' order of writing; the last is the end mark.'
+      + (_WITHOUT_WORK if row.variant.config.training.removal else '')
+      + f' Mean and standard deviation over {_seeds(config)}.',
     )
   return figures
 
