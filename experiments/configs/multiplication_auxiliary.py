@@ -28,7 +28,7 @@ def _ways(removal: int, start: int, every: int) -> str:
 
 
 def cpu() -> Config:
-  """Two cores, minutes: three by three digits, one of the middle ones learned.
+  """Two cores, minutes: three by three digits, not learned in the middle.
 
   Weight and learning rate were chosen on problems for validation. The work of
   24 characters and the mark behind it are gone after 2,650 steps.
