@@ -32,7 +32,7 @@ class Config:
   """
 
   models: arithmerge.Config
-  methods: tuple[str, ...] = ('task arithmetic', 'TIES', 'TSV-M')
+  methods: tuple[str, ...] = ('task arithmetic', 'TIES', 'DARE')
   rows: tuple[str, ...] = ()
 
   def __post_init__(self):
@@ -62,7 +62,10 @@ def smoke() -> Config:
 
 def full() -> Config:
   """An accelerator: 20 tasks, eight seeds."""
-  return Config(models=_models(arithmerge.full(), tangent=False))
+  return Config(
+    models=_models(arithmerge.full(), tangent=False),
+    methods=('task arithmetic', 'TIES', 'DARE', 'DELLA', 'TSV-M', 'Iso-C'),
+  )
 
 
 PRESETS = {'smoke': smoke, 'cpu': cpu, 'full': full}

@@ -86,7 +86,7 @@ class Row(NamedTuple):
       emulated = numerics.emulate(merge, fmt, mode=self.mode)
       more = {'rounding_key': key} if self.draws else {}
       return emulated(base, experts, **more)
-    stored = functools.partial(jax.tree.map, functools.partial(_stored, fmt))
+    stored = functools.partial(_stored_all, fmt)
     if self.group == 'vectors':
       vectors = {
         name: stored(merging.tree.task_vector(expert, base))
@@ -101,6 +101,11 @@ class Row(NamedTuple):
       kept = {name: stored(expert) for name, expert in experts.items()}
       return merge(stored(base), kept)
     return stored(merge(base, experts))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _stored_all(fmt: Fmt, tree: Params) -> Params:
+  return jax.tree.map(functools.partial(_stored, fmt), tree)
 
 
 def _stored(fmt: Fmt, x: jax.Array) -> jax.Array:
@@ -182,8 +187,16 @@ def methods(names: Sequence[str]) -> list[method_lib.Method]:
 
 
 def merge_of(
-  method: method_lib.Method, key: jax.Array
-) -> Callable[[Params, Experts], Params]:
-  """A merge with the settings that its authors name."""
-  made = method.build(key=key, **(method.default or {}))
-  return lambda base, experts: merging.merge(made, base, experts)
+  method: method_lib.Method,
+) -> Callable[[jax.Array, Params, Experts], Params]:
+  """A merge with the settings that its authors name, of a key and the models.
+
+  It is compiled by itself, so that rows share it.
+  """
+
+  @jax.jit
+  def merge(key: jax.Array, base: Params, experts: Experts) -> Params:
+    made = method.build(key=key, **(method.default or {}))
+    return merging.merge(made, base, experts)
+
+  return merge

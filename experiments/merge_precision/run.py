@@ -108,8 +108,9 @@ class _Scorer:
     trained: Any,
   ):
     self._config = config
-    self._methods = {
-      each.name: each for each in rows_lib.methods(config.methods)
+    self._merges = {
+      each.name: rows_lib.merge_of(each)
+      for each in rows_lib.methods(config.methods)
     }
     self._problems = problems
     self._accuracy = jax.jit(suite.accuracy)
@@ -145,26 +146,24 @@ class _Scorer:
     key = jax.random.fold_in(
       jax.random.key(self._config.models.seed), zlib.crc32(method.encode())
     )
-
-    @jax.jit
-    def merged(base, experts, key):
-      own, rounding = jax.random.split(key)
-      merge = rows_lib.merge_of(self._methods[method], own)
-      wide = merge(base, experts)
-      found = row.run(merge, base, experts, rounding)
-      change = merging.tree.norm(merging.tree.task_vector(wide, base))
-      off = merging.tree.norm(merging.tree.task_vector(found, wide))
-      return found, off / change
-
     exact, error = [], []
     for seed, (base, experts) in enumerate(self._seeds):
+      own, rounding = jax.random.split(jax.random.fold_in(key, seed))
+      merge = functools.partial(self._merges[method], own)
       try:
-        found, off = merged(base, experts, jax.random.fold_in(key, seed))
+        found = row.run(merge, base, experts, rounding)
       except NotImplementedError:  # An SVD is no sum of roundings.
         return {}
       exact.append(self._accuracy(found, self._problems).mean())
-      error.append(off)
+      error.append(_off(base, merge(base, experts), found))
     return {
       'test/exact': np.stack(exact).astype(np.float64),
       'test/error': np.stack(error).astype(np.float64),
     }
+
+
+@jax.jit
+def _off(base: Any, wide: Any, found: Any) -> jax.Array:
+  """How far a merge is off, as a share of the change that it should make."""
+  change = merging.tree.norm(merging.tree.task_vector(wide, base))
+  return merging.tree.norm(merging.tree.task_vector(found, wide)) / change
