@@ -76,6 +76,7 @@ def draw(
         steps,
         x_label='turn',
         y_label='right turns, %',
+        limits=(-2, 102),
         shaded=_trained(results),
       )
     ),
@@ -91,6 +92,7 @@ def draw(
           {row.name: (_percent(shares), 100 * row.late) for row in rows},
           x_label='wrong states before, %',
           y_label='right turns of the last quarter, %',
+          limits=(-2, 102),
         )
       ),
       'Right turns of the last quarter, in percent, by how many of the states'
