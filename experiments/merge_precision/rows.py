@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
 from typing import Any
-from typing import Literal
 from typing import NamedTuple
 
 import jax
@@ -38,13 +37,11 @@ class Row(NamedTuple):
     group: A key of `GROUPS`.
     name: What the table calls the format.
     fmt: The format; None for float32.
-    mode: How it is rounded to.
   """
 
   group: str
   name: str
   fmt: Fmt | None
-  mode: Literal['nearest_even', 'stochastic'] = 'nearest_even'
 
   @property
   def key(self) -> str:
@@ -60,21 +57,13 @@ class Row(NamedTuple):
       return self.fmt.bits_per_value
     return self.fmt.bits
 
-  @property
-  def draws(self) -> bool:
-    """Whether it is rounded at random."""
-    return self.mode == 'stochastic'
-
-  def run(
-    self, merge: Merge, base: Params, experts: Experts, key: jax.Array
-  ) -> Params:
+  def run(self, merge: Merge, base: Params, experts: Experts) -> Params:
     """Merges.
 
     Args:
       merge: The merge in float32.
       base: Its base.
       experts: Its experts.
-      key: For rounding at random.
 
     Returns:
       The merged model.
@@ -83,9 +72,7 @@ class Row(NamedTuple):
     if fmt is None:
       return merge(base, experts)
     if self.group == 'merge' and not isinstance(fmt, numerics.OutlierPairs):
-      emulated = numerics.emulate(merge, fmt, mode=self.mode)
-      more = {'rounding_key': key} if self.draws else {}
-      return emulated(base, experts, **more)
+      return numerics.emulate(merge, fmt)(base, experts)
     stored = functools.partial(_stored_all, fmt)
     if self.group == 'vectors':
       vectors = {
@@ -145,7 +132,6 @@ ROWS: Sequence[Row] = (
   Row('vectors', 'outlier pairs', _PAIRS),
   *_rows('vectors', (numerics.FixedPoint(3), numerics.FixedPoint(2))),
   *_rows('merge', _WIDE),
-  Row('merge', 'bfloat16, at random', numerics.bfloat16, 'stochastic'),
   *_rows('result', (*_WIDE, *_EIGHT, *_FOUR)),
   Row('result', 'outlier pairs', _PAIRS),
 )

@@ -148,10 +148,10 @@ class _Scorer:
     )
     exact, error = [], []
     for seed, (base, experts) in enumerate(self._seeds):
-      own, rounding = jax.random.split(jax.random.fold_in(key, seed))
+      own = jax.random.fold_in(key, seed)
       merge = functools.partial(self._merges[method], own)
       try:
-        found = row.run(merge, base, experts, rounding)
+        found = row.run(merge, base, experts)
       except NotImplementedError:  # An SVD is no sum of roundings.
         return {}
       exact.append(self._accuracy(found, self._problems).mean())
