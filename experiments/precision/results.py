@@ -252,4 +252,5 @@ def points(lost: np.ndarray) -> str:
     '2.0 ± 1.4 points'
   """
   spread = f' ± {100 * lost.std(ddof=1):.1f}' if len(lost) > 1 else ''
-  return f'{100 * lost.mean() + 0.0:.1f}{spread} points'
+  mean = round(100 * float(lost.mean()), 1) + 0.0  # Not -0.0.
+  return f'{mean:.1f}{spread} points'

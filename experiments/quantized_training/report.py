@@ -135,7 +135,8 @@ def draw_figures(
       'How they learned',
       plots.to_png(losses),
       'Cross-entropy of the answers while training, a mean since the point'
-      f' before. Mean and standard deviation over {seeds}.',
+      f' before. Mean and standard deviation over {seeds}; a curve that is not'
+      ' seen lies under another.',
     )
   }
   if len(results.rows) > 2:
