@@ -10,9 +10,11 @@ from third_party import problems
 
 # What a directory of a model holds; one with anything else is not deleted.
 _ENDINGS = (
-  *('.safetensors', '.json', '.jsonl', '.txt', '.model', '.tiktoken'),
-  *('.jinja', '.md', '.yml', '.yaml', '.html', '.csv', '.png'),
+  *('.safetensors', '.json', '.model', '.tiktoken'),
+  *('.jinja', '.md', '.yml', '.yaml', '.html', '.png'),
 )
+# Text is a person's, except the files that tokenizers have.
+_TEXTS = ('merges.txt', 'vocab.txt')
 _OTHERS = ('.gitattributes', 'LICENSE', 'NOTICE', 'USE_POLICY')
 _WEIGHTS = '.safetensors'
 _LONGEST_NAME = 255  # Bytes, where the file system does not say.
@@ -198,4 +200,6 @@ def _strange(folder: Path, is_tree: bool, within: str = '') -> Iterator[str]:
 def _belongs(name: str) -> bool:
   """Whether a model has a file of this name beside its weights."""
   path = Path(name)
-  return path.suffix.lower() in _ENDINGS or path.stem in _OTHERS
+  return (
+    path.suffix.lower() in _ENDINGS or name in _TEXTS or path.stem in _OTHERS
+  )

@@ -146,7 +146,7 @@ def test_a_link_stays_a_link(tmp_path, model):
   [
     (lambda path: path.write_text('x'), 'is a file; delete it yourself'),
     (
-      lambda path: (path.mkdir(), (path / 'notes.txt').write_text('')),
+      lambda path: (path.mkdir(), (path / 'notes.md').write_text('')),
       'is not empty and holds no model',
     ),
     (
@@ -157,6 +157,14 @@ def test_a_link_stays_a_link(tmp_path, model):
       lambda path: (path.mkdir(), _fill(path), (path / 'a.py').touch()),
       "holds 'a.py', which is no part of a model",
     ),
+    (
+      lambda path: (path.mkdir(), _fill(path), (path / 'notes.txt').touch()),
+      "holds 'notes.txt', which is no part of a model",
+    ),
+    (
+      lambda path: (path.mkdir(), _fill(path), (path / 'scores.csv').touch()),
+      "holds 'scores.csv', which is no part of a model",
+    ),
   ],
 )
 def test_what_is_no_model_is_never_deleted(tmp_path, make, message):
@@ -164,6 +172,16 @@ def test_what_is_no_model_is_never_deleted(tmp_path, make, message):
   make(target)
   assert message in _refusal(target, overwrite=True)
   assert target.exists()
+
+
+def test_texts_of_a_tokenizer_are_part_of_a_model(tmp_path):
+  target = tmp_path / 'out'
+  target.mkdir()
+  _fill(target, 'old')
+  for name in ('merges.txt', 'vocab.txt', 'LICENSE.txt'):
+    (target / name).touch()
+  _publish(target, overwrite=True)
+  assert _text(target) == 'new'
 
 
 # What Orbax writes of a tree, by one process and from arrays of JAX.
