@@ -55,6 +55,13 @@ class Bundle:
       problems.ProblemError: It is no bundle, or a damaged one.
     """
     self.name = name or os.fspath(path)
+    if os.path.isdir(path):
+      raise problems.refuse(
+        problems.Kind.INPUT,
+        (self.name,),
+        'expected a bundle, which is a file, and this is a directory',
+        'name the file that `extract` wrote',
+      )
     self._file = safetensors.File(path, where=(self.name,))
     self.size = self._file.header.size
     metadata = self._file.header.metadata

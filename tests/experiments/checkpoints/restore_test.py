@@ -344,3 +344,12 @@ def test_codecs_know_their_parts():
   assert codecs.make('4bit').fits(shapes, 2, (70,))
   assert not codecs.make('4bit').fits(shapes, 2, (60,))
   assert not codecs.make('low_rank').fits({'left': (2, 3, 1)}, 2, (3, 3))
+
+
+def test_a_directory_is_no_bundle(tmp_path):
+  with pytest.raises(
+    problems.ProblemError, match='expected a bundle'
+  ) as caught:
+    restore.Bundle(tmp_path, name='math')
+  assert str(caught.value).startswith('math: ')
+  assert 'the file that `extract` wrote' in str(caught.value)
