@@ -227,7 +227,10 @@ def open_directory(
 
 
 def find(
-  name: str, revision: str | None, beside: Path, places: Mapping[str, str]
+  name: str,
+  revision: str | None,
+  beside: Path,
+  places: Mapping[str, str] | None = None,
 ) -> Path:
   """Returns the directory of a model, without using a network.
 
@@ -235,7 +238,7 @@ def find(
     name: A path, or a name of the Hugging Face Hub.
     revision: Of the Hub.
     beside: The folder of the recipe.
-    places: By name, the directory to use.
+    places: By name, the directory to use; none where no flag gives them.
 
   Returns:
     The directory: the one given for it, one that is there under that path, or
@@ -244,7 +247,8 @@ def find(
   Raises:
     problems.ProblemError: There is none.
   """
-  if name in places:
+  placed = places is not None and name in places
+  if placed:
     candidates = [Path(places[name])]
   else:
     path = Path(name).expanduser()
@@ -257,10 +261,10 @@ def find(
       raise problems.refuse(
         problems.Kind.INPUT, (name,), 'is a file', 'name its directory'
       )
-  snapshot = None if name in places else hub.snapshot(name, revision)
+  snapshot = None if placed else hub.snapshot(name, revision)
   if snapshot is not None:
     return snapshot.resolve()
-  looks = name not in places and name.count('/') == 1 and name[0] not in './~'
+  looks = not placed and name.count('/') == 1 and name[0] not in './~'
   near = patterns.suggest(Path(name).name, _beside(candidates))
   raise problems.refuse(
     problems.Kind.INPUT,
@@ -268,18 +272,20 @@ def find(
     'there is no such directory'
     + (', and the cache of the Hugging Face Hub has none' if looks else '')
     + near,
-    _remedy(name, looks, near),
+    _remedy(name, looks, near, places is not None),
   )
 
 
-def _remedy(name: str, looks: bool, near: str) -> str:
+def _remedy(name: str, looks: bool, near: str, flag: bool) -> str:
   if near:
     return ''
-  if looks:
-    return (
-      f'download it with `hf download {name}`, or say --model_path {name}=DIR'
-    )
-  return 'look for a misspelling, or say --model_path NAME=DIR'
+  where = name if looks else 'NAME'
+  what = (
+    f'download it with `hf download {name}`'
+    if looks
+    else 'look for a misspelling'
+  )
+  return f'{what}, or say --model_path {where}=DIR' if flag else what
 
 
 def _beside(paths: Iterable[Path]) -> list[str]:

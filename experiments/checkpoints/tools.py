@@ -70,7 +70,7 @@ def doctor(directory: str, *, values: bool = True) -> Outcome:
   Raises:
     problems.ProblemError: There is no such directory.
   """
-  place = opening.find(directory, None, Path.cwd(), {})
+  place = opening.find(directory, None, Path.cwd())
   found = doctor_lib.doctor(
     place, values=values, progress=stages.Stage('reading').bytes
   )
@@ -319,7 +319,7 @@ def _open(base: str, experts: Sequence[str]) -> tuple[Any, dict[str, Any]]:
     given[name] = directory
   for name, directory in given.items():
     try:
-      place = opening.find(directory, None, Path.cwd(), {})
+      place = opening.find(directory, None, Path.cwd())
       opened[name] = opening.open_directory(place, name=name)
     except problems.ProblemError as error:
       found += error.problems

@@ -408,3 +408,16 @@ def test_the_binary_prints_json_alone_and_exits_with_the_status(
   assert done.returncode == 4, done.stderr
   assert json.loads(done.stdout)['verdicts'] == ['foreign']
   assert done.stderr == ''
+
+
+@pytest.mark.parametrize(
+  ('name', 'remedy'),
+  [
+    ('nowhere/at/all', '; look for a misspelling'),
+    ('org/none', '; download it with `hf download org/none`'),
+  ],
+)
+def test_no_flag_is_named_that_the_tools_do_not_have(name, remedy):
+  with pytest.raises(problems.ProblemError) as caught:
+    tools.doctor(name)
+  assert str(caught.value).endswith(remedy)
