@@ -339,14 +339,14 @@ def _in_buckets(
 ) -> jax.Array:
   total = jnp.zeros(operands[0].length.shape, jnp.uint32)
   for operand in operands:
-    state = _hashed(operand)
+    state = hashed(operand)
     total = total + jnp.where(operand.length > 0, state, np.uint32(0))
-  state = _mix(total, total >> np.uint32(16))
+  state = mix(total, total >> np.uint32(16))
   bucket = state % np.uint32(64)
   return (bucket >= low) & (bucket < high)
 
 
-def _hashed(operand: Digits) -> jax.Array:
+def hashed(operand: Digits) -> jax.Array:
   """A hash of each string: u32[batch].
 
   A loop, as what is written out would be computed anew for every token that is
@@ -358,7 +358,7 @@ def _hashed(operand: Digits) -> jax.Array:
     # Positions beyond the length leave the state alone, so that a problem keeps
     # its split whatever the width of the array that carries it.
     inside = place < operand.length
-    return jnp.where(inside, _mix(state, digit), state), None
+    return jnp.where(inside, mix(state, digit), state), None
 
   digits = jnp.moveaxis(operand.values, -1, 0).astype(jnp.uint32)
   places = jnp.arange(len(digits), dtype=jnp.int32)
@@ -366,7 +366,7 @@ def _hashed(operand: Digits) -> jax.Array:
   return jax.lax.scan(step, start, (places, digits))[0]
 
 
-def _mix(state: jax.Array, value: jax.Array) -> jax.Array:
+def mix(state: jax.Array, value: jax.Array) -> jax.Array:
   """One round of a multiply-xorshift hash on u32."""
   state = (state ^ value) * np.uint32(0x9E3779B1)
   state = (state ^ (state >> np.uint32(15))) * np.uint32(0x85EBCA77)

@@ -10,6 +10,8 @@ from arithmetic.tasks import digitwise
 from arithmetic.tasks.base import ALPHABET
 from arithmetic.tasks.base import column
 from arithmetic.tasks.base import Digits
+from arithmetic.tasks.base import hashed
+from arithmetic.tasks.base import mix
 from arithmetic.tasks.base import Operands
 from arithmetic.tasks.base import Task
 
@@ -96,13 +98,9 @@ def _as_trees(operands: Operands) -> Operands:
   length = drawn.length[:, None]
   place = column(read)
   inside = place < length
-  weights = jnp.asarray(
-    np.random.default_rng(0).integers(1, 2**31, read.shape[-1]), jnp.uint32
-  )
-  seed = jnp.sum(
-    read.astype(jnp.uint32) * weights[None], axis=-1, dtype=jnp.uint32
-  )
-  keys = _hash(seed[:, None] + _hash(place.astype(jnp.uint32)))
+  # Twice, as neighbouring places differ in few bits.
+  keys = mix(hashed(drawn)[:, None], place.astype(jnp.uint32))
+  keys = mix(keys, jnp.uint32(1))
   keys = jnp.where(inside, keys >> np.uint32(1), np.uint32(2**32 - 1))
   rank = jnp.argsort(jnp.argsort(keys, axis=-1), axis=-1)
   node = (rank < length // 2) & inside
@@ -116,12 +114,6 @@ def _as_trees(operands: Operands) -> Operands:
   tokens = jnp.take_along_axis(tokens, source, axis=-1)
   tokens = jnp.where(inside, tokens, 0)
   return (digitwise.reverse(Digits(tokens, drawn.length)),)
-
-
-def _hash(x: jax.Array) -> jax.Array:
-  x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
-  x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
-  return x ^ (x >> np.uint32(16))
 
 
 def _in_order(operands: Operands) -> Digits:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import itertools
 from pathlib import Path
-import shlex
 from typing import Any
 
 import numpy as np
@@ -106,12 +105,12 @@ def draw_figures(
     'heatmap.png': (
       plots.to_png(heatmap),
       'Exact answers in percent of every model on every task, mean over'
-      f' {_seeds(config)}.',
+      f' {report_lib.seeds(config.seeds)}.',
     ),
     'cosines.png': (
       plots.to_png(cosines),
       'Cosine similarity between the task vectors (expert minus base) of'
-      f' a seed, mean over {_seeds(config)}. Their norms are'
+      f' a seed, mean over {report_lib.seeds(config.seeds)}. Their norms are'
       f' {100 * scores.norms.min():.1f} to {100 * scores.norms.max():.1f} %'
       " of the base's.",
     ),
@@ -197,16 +196,13 @@ def _draw_curves(
   )
   return plots.to_png(figure), (
     'Normalised accuracy on the validation split against the scaling'
-    f' coefficient: mean and standard deviation over {_seeds(config)}, for task'
-    f' arithmetic and the {len(shown) - 1} best of the other methods that have'
-    ' one. What the coefficient multiplies differs: a sum of task vectors'
+    ' coefficient: mean and standard deviation over'
+    f' {report_lib.seeds(config.seeds)}, for task arithmetic and the'
+    f' {len(shown) - 1} best of the other methods that have one. What'
+    ' the coefficient multiplies differs: a sum of task vectors'
     f' (averaging is then {1 / len(config.tasks):g}), a mean of those that'
     ' agree, a sum with a levelled spectrum.'
   )
-
-
-def _seeds(config: configs.Config) -> str:
-  return '1 seed' if config.seeds == 1 else f'{config.seeds} seeds'
 
 
 def findings(config: configs.Config, scores: scores_lib.Scores) -> list[str]:
@@ -328,9 +324,7 @@ def write(
       page.add_figure(png, caption)
   page.add_section('How to read it')
   page.add_text(_READING)
-  page.add_section('How it was run')
-  page.add_facts(_details(config, starts))
-  page.save(directory / 'report.html')
+  report_lib.finish(page, directory, _details(config), starts=starts)
   return table
 
 
@@ -351,12 +345,9 @@ _READING = (
 )
 
 
-def _details(config: configs.Config, starts: Any) -> Mapping[str, str]:
-  model, now = config.model, starts[-1]
+def _details(config: configs.Config) -> Mapping[str, str]:
+  model = config.model
   return {
-    'command': shlex.join(
-      ['python', '-m', 'experiments.reproduce', *now['argv'][1:]]
-    ),
     'seeds': f'{config.seeds}, all from seed={config.seed}',
     'model': (
       f'{model.layers} layers, width {model.width}, {model.heads} heads,'
@@ -369,12 +360,6 @@ def _details(config: configs.Config, starts: Any) -> Mapping[str, str]:
       f'levels weighted {_listed(config.test_level_weights)};'
       f' {config.validation_size} validation and {config.test_size} test'
       ' problems of each task'
-    ),
-    'devices': ', '.join(map(str, now['devices'])),
-    'versions': ', '.join(f'{k} {v}' for k, v in now['packages'].items()),
-    'files': (
-      'config.json, environment.json, metrics.jsonl, table.csv, table.md,'
-      ' models/'
     ),
   }
 

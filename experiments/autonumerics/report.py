@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
-import shlex
 import statistics
 from typing import Any
 
@@ -76,9 +75,9 @@ def write(
     page.add_text(f'{count} operations, {each.digits:.2f} digits:')
     page.add_code(str(each.program))
   page.add_section('How to read it', _READING)
-  page.add_section('How it was run')
-  page.add_facts(_details(config, starts))
-  page.save(directory / 'report.html')
+  report_lib.finish(
+    page, directory, _details(config), starts=starts, left='programs/'
+  )
   return table
 
 
@@ -173,8 +172,8 @@ def findings(
       said.append(
         f'The {digits} digits that the paper reports for {count} operations are'
         f' {verdict}: {statistics.fmean(own):.1f}{spread} digits over'
-        f' {_seeds(len(own))}, {max(own):.1f} at best. The paper searched for'
-        ' days on thousands of processes.'
+        f' {report_lib.seeds(len(own))}, {max(own):.1f} at best. The paper'
+        ' searched for days on thousands of processes.'
       )
   return said or ['No program was found.']
 
@@ -210,7 +209,7 @@ def draw_figures(
     'operations.png': (
       plots.to_png(against),
       f'Digits of {name} against the operations that it takes; mean and'
-      f' standard deviation over {_seeds(len(found))}.',
+      f' standard deviation over {report_lib.seeds(len(found))}.',
     )
   }
   time = {}
@@ -227,7 +226,7 @@ def draw_figures(
         plots.curves(time, x_label='generations', y_label='decimal digits')
       ),
       f'Digits of the best program of {name} so far, by generations; mean and'
-      f' standard deviation over {_seeds(len(found))}.',
+      f' standard deviation over {report_lib.seeds(len(found))}.',
     )
   return figures
 
@@ -251,22 +250,11 @@ def _title(config: configs.Config) -> str:
   return f'{search.PROBLEMS[config.function].name} in few operations'
 
 
-def _details(config: configs.Config, starts: Any) -> Mapping[str, str]:
-  now = starts[-1]
+def _details(config: configs.Config) -> Mapping[str, str]:
   return {
-    'command': shlex.join(
-      ['python', '-m', 'experiments.reproduce', *now['argv'][1:]]
-    ),
     'search': (
       f'{config.generations:,} generations of {config.children} programs, of'
       f' which {config.kept} are kept for each number of operations'
     ),
     'seeds': f'{config.seeds}, all from seed={config.seed}',
-    'devices': ', '.join(map(str, now['devices'])),
-    'versions': ', '.join(f'{k} {v}' for k, v in now['packages'].items()),
-    'files': 'config.json, environment.json, programs/, table.csv, table.md',
   }
-
-
-def _seeds(count: int) -> str:
-  return '1 seed' if count == 1 else f'{count} seeds'

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-import shlex
 from typing import Any
 
 import numpy as np
@@ -82,9 +81,7 @@ def write(
     files.write(directory / name, png)
     page.add_figure(png, caption)
   page.add_section('What was quantised, and how', _METHOD)
-  page.add_section('How it was run')
-  page.add_facts(_details(results, starts))
-  page.save(directory / 'report.html')
+  report_lib.finish(page, directory, _details(results), starts=starts)
   return table
 
 
@@ -148,9 +145,8 @@ def draw_figures(
 ) -> Mapping[str, tuple[bytes, str]]:
   """PNG and caption of each figure, by file name."""
   rows = results.rows[1:]
-  spread = (
-    f'A logarithmic scale from 1 on. Mean, least and most of {_seeds(results)}.'
-  )
+  seeds = report_lib.seeds(results.config.model.seeds)
+  spread = f'A logarithmic scale from 1 on. Mean, least and most of {seeds}.'
   lost = np.stack([results.lost(x) for x in rows])
   error = np.stack([x.scores.error for x in rows])
   return {
@@ -190,13 +186,10 @@ def _caption(results):
   )
 
 
-def _details(results: results_lib.Results, starts: Any) -> Mapping[str, str]:
-  config, now = results.config.model, starts[-1]
+def _details(results: results_lib.Results) -> Mapping[str, str]:
+  config = results.config.model
   training, model = config.training, config.model
   return {
-    'command': shlex.join(
-      ['python', '-m', 'experiments.reproduce', *now['argv'][1:]]
-    ),
     'task': f'{config.task}, as in {results.line}',
     'model': (
       f'{model.layers} layers, {model.heads} heads, width {model.width},'
@@ -208,15 +201,4 @@ def _details(results: results_lib.Results, starts: Any) -> Mapping[str, str]:
     ),
     'calibration': f'{results.config.calibration} problems',
     'seeds': f'{config.seeds}, all from seed={config.seed}',
-    'devices': ', '.join(map(str, now['devices'])),
-    'versions': ', '.join(f'{k} {v}' for k, v in now['packages'].items()),
-    'files': (
-      'config.json, environment.json, metrics.jsonl, table.csv, table.md,'
-      ' models/'
-    ),
   }
-
-
-def _seeds(results):
-  count = results.config.model.seeds
-  return '1 seed' if count == 1 else f'{count} seeds'

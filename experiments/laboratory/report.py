@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-import shlex
 from typing import Any
 
 import numpy as np
@@ -70,9 +69,7 @@ def write(
   if study.reading:
     page.add_section('How to read it')
     page.add_text(study.reading)
-  page.add_section('How it was run')
-  page.add_facts(_details(results, starts))
-  page.save(directory / 'report.html')
+  report_lib.finish(page, directory, _details(results), starts=starts)
   return table
 
 
@@ -135,7 +132,7 @@ def draw_figures(
   config, rows = results.config, results.rows
   largest = config.levels[-1]
   few = len(rows) <= _CURVES
-  spread = f'Mean and standard deviation over {_seeds(config)}.'
+  spread = f'Mean and standard deviation over {report_lib.seeds(config.seeds)}.'
   for place, axis in enumerate(configs.axes(config)):
     if axis.numbers and len(axis.labels) > 1:
       figures[f'{axis.name}.png'] = (
@@ -164,7 +161,7 @@ def draw_figures(
     figures['heatmap.png'] = (
       'Every row on every level',
       plots.to_png(heatmap),
-      f'Exact answers in percent, mean over {_seeds(config)}.',
+      f'Exact answers in percent, mean over {report_lib.seeds(config.seeds)}.',
     )
   longest = max(row.places.shape[1] for row in rows)
   if longest > 2 and not results.turns:
@@ -179,7 +176,8 @@ def draw_figures(
       plots.to_png(heatmap),
       f'Right tokens of the answers to problems of {results.sized(largest)}, in'
       ' the order of writing, in percent, given those before them; the last is'
-      f' the end mark of the longest. Mean over {_seeds(config)}.',
+      ' the end mark of the longest. Mean over'
+      f' {report_lib.seeds(config.seeds)}.',
     )
   if config.inspect and few:
     figures |= _draw_learning(results, longest)
@@ -192,7 +190,7 @@ def draw_figures(
       f'Pairs of lengths: {row.name}',
       plots.to_png(heatmap),
       'Exact answers in percent, by the digits of the first operand (down) and'
-      f' of the second (across). Mean over {_seeds(config)}.'
+      f' of the second (across). Mean over {report_lib.seeds(config.seeds)}.'
       + (
         ' Work counts, too: it has to be the true one.'
         if row.variant.config.layout.scratchpad
@@ -259,7 +257,7 @@ def _draw_learning(results, longest):
       f' {results.sized(config.levels[-1])}, given those before them, in the'
       ' order of writing; the last is the end mark.'
       + (_WITHOUT_WORK if row.variant.config.training.removal else '')
-      + f' Mean and standard deviation over {_seeds(config)}.',
+      + f' Mean and standard deviation over {report_lib.seeds(config.seeds)}.',
     )
   return figures
 
@@ -332,13 +330,10 @@ def _lines(results):
   return [f'{row.name:<{width}}  {row.line}' for row in results.rows]
 
 
-def _details(results: results_lib.Results, starts: Any) -> Mapping[str, str]:
-  config, now = results.config, starts[-1]
+def _details(results: results_lib.Results) -> Mapping[str, str]:
+  config = results.config
   training = config.training
   return {
-    'command': shlex.join(
-      ['python', '-m', 'experiments.reproduce', *now['argv'][1:]]
-    ),
     'task': config.task,
     'varied': '; '.join(config.vary) or 'nothing',
     'seeds': f'{config.seeds}, all from seed={config.seed}',
@@ -352,14 +347,4 @@ def _details(results: results_lib.Results, starts: Any) -> Mapping[str, str]:
       )
       + '; where rows differ, as they say'
     ),
-    'devices': ', '.join(map(str, now['devices'])),
-    'versions': ', '.join(f'{k} {v}' for k, v in now['packages'].items()),
-    'files': (
-      'config.json, environment.json, metrics.jsonl, table.csv, table.md,'
-      ' models/'
-    ),
   }
-
-
-def _seeds(config):
-  return '1 seed' if config.seeds == 1 else f'{config.seeds} seeds'

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-import shlex
 from typing import Any
 
 import numpy as np
@@ -61,9 +60,9 @@ def write(
     files.write(directory / name, png)
     page.add_figure(png, caption)
   page.add_section('How to read it', _READING)
-  page.add_section('How it was run')
-  page.add_facts(_details(results, starts))
-  page.save(directory / 'report.html')
+  report_lib.finish(
+    page, directory, _details(results), starts=starts, left='metrics.jsonl'
+  )
   return table
 
 
@@ -128,7 +127,7 @@ def draw_figures(
       plots.to_png(_draw(results, name)),
       f'Relative error of {_OF[name]}, in percent, by the mantissa bits that'
       ' L-Mul keeps; formats are level lines. Mean and standard deviation'
-      f' over {_seeds(results)}.',
+      f' over {report_lib.seeds(results.config.seeds)}.',
     )
   return figures
 
@@ -164,21 +163,8 @@ def _draw(results, name):
   )
 
 
-def _details(results: results_lib.Results, starts: Any) -> Mapping[str, str]:
-  config, now = results.config, starts[-1]
+def _details(results: results_lib.Results) -> Mapping[str, str]:
+  config = results.config
   return {
-    'command': shlex.join(
-      ['python', '-m', 'experiments.reproduce', *now['argv'][1:]]
-    ),
     'seeds': f'{config.seeds}, all from seed={config.seed}',
-    'devices': ', '.join(map(str, now['devices'])),
-    'versions': ', '.join(f'{k} {v}' for k, v in now['packages'].items()),
-    'files': (
-      'config.json, environment.json, metrics.jsonl, table.csv, table.md'
-    ),
   }
-
-
-def _seeds(results):
-  count = results.config.seeds
-  return '1 seed' if count == 1 else f'{count} seeds'

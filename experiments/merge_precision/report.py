@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-import shlex
 from typing import Any
 
 import numpy as np
@@ -68,9 +67,7 @@ def write(
     files.write(directory / name, png)
     page.add_figure(png, caption)
   page.add_section('What was rounded, and how', _METHOD)
-  page.add_section('How it was run')
-  page.add_facts(_details(results, starts))
-  page.save(directory / 'report.html')
+  report_lib.finish(page, directory, _details(results), starts=starts)
   return table
 
 
@@ -126,7 +123,7 @@ def draw_figures(
       plots.to_png(figure),
       f'{method}: how far the change of the base is from that in float32, in'
       ' percent of it. A logarithmic scale from 1 on. Mean, least and most of'
-      f' {_seeds(results)}.',
+      f' {report_lib.seeds(results.config.models.seeds)}.',
     )
   return figures
 
@@ -140,13 +137,10 @@ def _caption(results):
   )
 
 
-def _details(results: results_lib.Results, starts: Any) -> Mapping[str, str]:
-  config, now = results.config.models, starts[-1]
+def _details(results: results_lib.Results) -> Mapping[str, str]:
+  config = results.config.models
   model = config.model
   return {
-    'command': shlex.join(
-      ['python', '-m', 'experiments.reproduce', *now['argv'][1:]]
-    ),
     'model': (
       f'{model.layers} layers, {model.heads} heads, width {model.width},'
       f' {model.positions} positions'
@@ -157,15 +151,4 @@ def _details(results: results_lib.Results, starts: Any) -> Mapping[str, str]:
       f' {config.expert.batch_size} on one'
     ),
     'seeds': f'{config.seeds}, all from seed={config.seed}',
-    'devices': ', '.join(map(str, now['devices'])),
-    'versions': ', '.join(f'{k} {v}' for k, v in now['packages'].items()),
-    'files': (
-      'config.json, environment.json, metrics.jsonl, table.csv, table.md,'
-      ' models/'
-    ),
   }
-
-
-def _seeds(results):
-  count = results.config.models.seeds
-  return '1 seed' if count == 1 else f'{count} seeds'

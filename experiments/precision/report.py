@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-import shlex
 from typing import Any
 
 import numpy as np
@@ -82,9 +81,7 @@ def write(
     page.add_section(heading)
     page.add_figure(png, caption)
   page.add_section('What was emulated, and how', _EMULATED)
-  page.add_section('How it was run')
-  page.add_facts(_details(results, starts))
-  page.save(directory / 'report.html')
+  report_lib.finish(page, directory, _details(results), starts=starts)
   return table
 
 
@@ -143,7 +140,7 @@ def draw_figures(
       plots.to_png(_draw_bits(results)),
       'Exact answers lost against float32, in points; a logarithmic scale from'
       ' 1 on. The widest operands are on top, their bits in parentheses. Mean,'
-      f' least and most of {_seeds(results)}.',
+      f' least and most of {report_lib.seeds(results.config.model.seeds)}.',
     )
   names = [x for x in rows_lib.ROUNDED if _modes(results, x)]
   if len(names) > 1:
@@ -159,7 +156,7 @@ def draw_figures(
       plots.to_png(heatmap),
       'Exact answers in percent where operands of products are rounded to a'
       ' format in one of three ways, without scales. Mean over'
-      f' {_seeds(results)}.',
+      f' {report_lib.seeds(results.config.model.seeds)}.',
     )
   return figures
 
@@ -218,13 +215,10 @@ def _caption(results):
   )
 
 
-def _details(results: results_lib.Results, starts: Any) -> Mapping[str, str]:
-  config, now = results.config.model, starts[-1]
+def _details(results: results_lib.Results) -> Mapping[str, str]:
+  config = results.config.model
   training, model = config.training, config.model
   return {
-    'command': shlex.join(
-      ['python', '-m', 'experiments.reproduce', *now['argv'][1:]]
-    ),
     'task': f'{config.task}, as in {results.line}',
     'model': (
       f'{model.layers} layers, {model.heads} heads, width {model.width}'
@@ -235,15 +229,4 @@ def _details(results: results_lib.Results, starts: Any) -> Mapping[str, str]:
     ),
     'seeds': f'{config.seeds}, all from seed={config.seed}',
     'rows': ' '.join(results.config.rows) or 'all',
-    'devices': ', '.join(map(str, now['devices'])),
-    'versions': ', '.join(f'{k} {v}' for k, v in now['packages'].items()),
-    'files': (
-      'config.json, environment.json, metrics.jsonl, table.csv, table.md,'
-      ' models/'
-    ),
   }
-
-
-def _seeds(results):
-  count = results.config.model.seeds
-  return '1 seed' if count == 1 else f'{count} seeds'

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-import shlex
 from typing import Any
 
 import numpy as np
@@ -78,9 +77,7 @@ def write(
     page.add_section(heading)
     page.add_figure(png, caption)
   page.add_section('What was emulated, and how', _EMULATED)
-  page.add_section('How it was run')
-  page.add_facts(_details(results, starts))
-  page.save(directory / 'report.html')
+  report_lib.finish(page, directory, _details(results), starts=starts)
   return table
 
 
@@ -124,7 +121,7 @@ def draw_figures(
   results: results_lib.Results,
 ) -> Mapping[str, tuple[str, bytes, str]]:
   """Heading, PNG and caption of each figure, by file name."""
-  seeds = _seeds(results)
+  seeds = report_lib.seeds(results.config.model.seeds)
   losses = plots.curves(
     {x.row.name: (x.steps, x.losses) for x in results.rows},
     x_label='steps',
@@ -168,13 +165,10 @@ def _caption(results):
   )
 
 
-def _details(results: results_lib.Results, starts: Any) -> Mapping[str, str]:
-  config, now = results.config.model, starts[-1]
+def _details(results: results_lib.Results) -> Mapping[str, str]:
+  config = results.config.model
   training, model = config.training, config.model
   return {
-    'command': shlex.join(
-      ['python', '-m', 'experiments.reproduce', *now['argv'][1:]]
-    ),
     'task': f'{config.task}, as in {results.line}',
     'model': (
       f'{model.layers} layers, {model.heads} heads, width {model.width}'
@@ -188,15 +182,4 @@ def _details(results: results_lib.Results, starts: Any) -> Mapping[str, str]:
       for x in results.rows
     ),
     'seeds': f'{config.seeds}, all from seed={config.seed}',
-    'devices': ', '.join(map(str, now['devices'])),
-    'versions': ', '.join(f'{k} {v}' for k, v in now['packages'].items()),
-    'files': (
-      'config.json, environment.json, metrics.jsonl, table.csv, table.md,'
-      ' models/'
-    ),
   }
-
-
-def _seeds(results):
-  count = results.config.model.seeds
-  return '1 seed' if count == 1 else f'{count} seeds'

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import html
 import os
 from pathlib import Path
+import shlex
 import struct
+from typing import Any
 
 from experiments.runtime import files
 from experiments.runtime import tables
@@ -144,6 +146,49 @@ def start(
   report.add_section('The table')
   report.add_table(table)
   return report
+
+
+def finish(
+  report: Report,
+  directory: Path,
+  facts: Mapping[str, object],
+  *,
+  starts: Sequence[Mapping[str, Any]],
+  left: str = 'metrics.jsonl, models/',
+) -> None:
+  """Ends a page with how its run was made, and writes `report.html`.
+
+  Args:
+    report: The page.
+    directory: Where it goes.
+    facts: What was run, names with values.
+    starts: The environments of the run's starts, the last one last.
+    left: Files that the run leaves besides those that all leave.
+  """
+  now = starts[-1]
+  report.add_section('How it was run')
+  report.add_facts(
+    {
+      'command': shlex.join(
+        ['python', '-m', 'experiments.reproduce', *now['argv'][1:]]
+      ),
+      **facts,
+      'devices': ', '.join(map(str, now['devices'])),
+      'versions': ', '.join(f'{k} {v}' for k, v in now['packages'].items()),
+      'files': f'config.json, environment.json, table.csv, table.md, {left}',
+    }
+  )
+  report.save(directory / 'report.html')
+
+
+def seeds(count: int) -> str:
+  """Says how many seeds there are.
+
+  Examples:
+    >>> seeds(1), seeds(3)
+    ('1 seed', '3 seeds')
+  """
+  return '1 seed' if count == 1 else f'{count} seeds'
 
 
 def _escape(text: str) -> str:
